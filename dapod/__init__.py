@@ -1,0 +1,1 @@
+"""dapod: DAPO reinforcement learning for language models, made of services that scale alone."""

@@ -1,0 +1,243 @@
+"""Policy versions on shared storage. A version is whole or invisible.
+
+    publish:  write into .v3-9f2c.tmp/ -> sync files -> manifest.json -> sync -> rename to v3-9f2c/
+    verify:   manifest.json -> every tensor's checksum -> a directory that can be loaded
+
+The trainer is the only writer. Each version is a directory in the Hugging Face layout (safetensors,
+config, tokenizer) with a manifest: size and SHA-256 of every tensor and of every other file. `v3`
+is a link to the newest lineage of version 3, for people. The store knows files, not tensors: it
+imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapod.types import PolicyVersion
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"^v(\d+)-([0-9a-z]+)$")
+_CHUNK = 1 << 22
+
+
+class PolicyMissing(FileNotFoundError):
+    """The version was never published here, or has been pruned."""
+
+
+class PolicyCorrupt(ValueError):
+    """A file or tensor differs from the manifest; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """One tensor as it stands in a safetensors file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    """First byte in the file."""
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a version consists of."""
+
+    policy: PolicyVersion
+    tensors: dict[str, str]
+    """Tensor name -> SHA-256 of `dtype shape bytes`."""
+    files: dict[str, str]
+    """Every file that holds no tensors -> SHA-256."""
+    bytes: int
+    """Size of all files."""
+
+
+class PolicyStore:
+    """The directory that holds all published versions."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, policy: PolicyVersion) -> Path:
+        """Where `policy` is, or would be."""
+        return self.root / str(policy)
+
+    def publish(self, policy: PolicyVersion, write: Callable[[Path], None]) -> Manifest:
+        """Lets `write(directory)` lay down the files, then makes them visible at once.
+
+        A version that is already there is left alone: publishing twice is harmless.
+        """
+        if self.path(policy).exists():
+            return self.manifest(policy)
+        self.root.mkdir(parents=True, exist_ok=True)
+        beside = self.root / f".{policy}.tmp"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        write(beside)
+        manifest = _describe(policy, beside)
+        _write_manifest(beside / MANIFEST, manifest)
+        for file in beside.iterdir():
+            _sync(file)
+        _sync(beside)
+        beside.rename(self.path(policy))
+        self._link(policy)
+        _sync(self.root)
+        return manifest
+
+    def manifest(self, policy: PolicyVersion) -> Manifest:
+        """Raises `PolicyMissing`, or `PolicyCorrupt` when it cannot be read."""
+        file = self.path(policy) / MANIFEST
+        try:
+            raw = json.loads(file.read_text())
+            return Manifest(
+                policy=PolicyVersion(number=raw["number"], lineage=raw["lineage"]),
+                tensors=raw["tensors"],
+                files=raw["files"],
+                bytes=raw["bytes"],
+            )
+        except FileNotFoundError as error:
+            raise PolicyMissing(f"no policy {policy} in {self.root}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise PolicyCorrupt(f"{file} cannot be read: {error}") from error
+
+    def verify(self, policy: PolicyVersion) -> Path:
+        """Recomputes every checksum and returns the directory.
+
+        Raises `PolicyMissing` or `PolicyCorrupt`.
+        """
+        manifest = self.manifest(policy)
+        if manifest.policy != policy:
+            raise PolicyCorrupt(f"{self.path(policy)} says it is {manifest.policy}")
+        try:
+            found = _describe(policy, self.path(policy))
+        except FileNotFoundError as error:
+            raise PolicyMissing(f"{policy} was pruned while it was read") from error
+        _compare(str(policy), "tensor", manifest.tensors, found.tensors)
+        _compare(str(policy), "file", manifest.files, found.files)
+        return self.path(policy)
+
+    def versions(self) -> list[PolicyVersion]:
+        """All visible versions, by number."""
+        if not self.root.is_dir():
+            return []
+        matches = (
+            _NAME.match(entry.name) for entry in self.root.iterdir() if not entry.is_symlink()
+        )
+        return sorted(PolicyVersion(number=int(m[1]), lineage=m[2]) for m in matches if m)
+
+    def prune(self, *, keep: Collection[PolicyVersion], newest: int) -> list[PolicyVersion]:
+        """Removes all versions but `keep` and the `newest` published last; returns the removed."""
+        published = sorted(
+            self.versions(), key=lambda p: (self.path(p) / MANIFEST).stat().st_mtime_ns
+        )
+        removed = [p for p in published[: max(0, len(published) - newest)] if p not in keep]
+        for policy in removed:
+            self._remove(policy)
+        return removed
+
+    def _remove(self, policy: PolicyVersion) -> None:
+        link = self.root / f"v{policy.number}"
+        if link.is_symlink() and os.readlink(link) == str(policy):
+            link.unlink()
+        # Renamed first, so that a half-removed version is never visible.
+        gone = self.root / f".{policy}.gone"
+        self.path(policy).rename(gone)
+        shutil.rmtree(gone)
+
+    def _link(self, policy: PolicyVersion) -> None:
+        beside = self.root / f".v{policy.number}.link"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(str(policy))
+        beside.replace(self.root / f"v{policy.number}")
+
+
+def read_tensor_entries(file: Path) -> Iterator[TensorEntry]:
+    """The header of a safetensors file. Raises `PolicyCorrupt` when it is not one."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > file.stat().st_size:
+            raise PolicyCorrupt(f"{file} is not a safetensors file")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise PolicyCorrupt(f"{file} has no readable safetensors header") from error
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        yield TensorEntry(
+            name=name,
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            begin=8 + length + begin,
+            end=8 + length + end,
+        )
+
+
+def _describe(policy: PolicyVersion, directory: Path) -> Manifest:
+    tensors: dict[str, str] = {}
+    files: dict[str, str] = {}
+    size = 0
+    for file in sorted(directory.iterdir()):
+        if file.name == MANIFEST:
+            continue
+        size += file.stat().st_size
+        if file.suffix == ".safetensors":
+            tensors.update(_tensor_checksums(file))
+        else:
+            files[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    if not tensors:
+        raise PolicyCorrupt(f"{directory} holds no safetensors file")
+    return Manifest(policy=policy, tensors=tensors, files=files, bytes=size)
+
+
+def _tensor_checksums(file: Path) -> dict[str, str]:
+    checksums: dict[str, str] = {}
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        for entry in read_tensor_entries(file):
+            if entry.end > size:
+                raise PolicyCorrupt(f"tensor {entry.name}: {file.name} ends before it does")
+            digest = hashlib.sha256(f"{entry.dtype} {entry.shape} ".encode())
+            stream.seek(entry.begin)
+            left = entry.end - entry.begin
+            while left:
+                chunk = stream.read(min(_CHUNK, left))
+                digest.update(chunk)
+                left -= len(chunk)
+            checksums[entry.name] = digest.hexdigest()
+    return checksums
+
+
+def _compare(policy: str, kind: str, wanted: dict[str, str], found: dict[str, str]) -> None:
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            how = "is missing" if name not in found else "differs from the manifest"
+            raise PolicyCorrupt(f"{policy}: {kind} {name} {how}")
+
+
+def _write_manifest(file: Path, manifest: Manifest) -> None:
+    body = {
+        "number": manifest.policy.number,
+        "lineage": manifest.policy.lineage,
+        "bytes": manifest.bytes,
+        "tensors": manifest.tensors,
+        "files": manifest.files,
+    }
+    file.write_text(json.dumps(body, indent=1) + "\n")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""Data sets, model directories, the environment: what is missing is named at once."""
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from dapod import config as configuration
+from dapod import model_files
+from dapod.config import ConfigError
+from dapod.dataset import read_rows
+from dapod.environment import Environment
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+
+
+def with_data(tmp_path, text: str):
+    path = tmp_path / "data.jsonl"
+    path.write_text(text)
+    return configuration.load(QUICKSTART, [f"data.path={path}"]).data
+
+
+def test_the_quickstart_data_has_every_one_digit_sum_and_difference():
+    rows = read_rows(configuration.load(QUICKSTART).data)
+    assert len({row.message for row in rows}) == 200
+    assert rows[0].message == "What is 0 + 0? Reply with only the number."
+    assert rows[0].answer == "0"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"question": "x"}\n', "line 1 has no column 'answer'"),
+        ('{"answer": "x"}\n', "data.prompt_column"),
+        ("\nnonsense\n", "line 2 is not JSON"),
+        ("[1]\n", "line 1 is not a JSON object"),
+        ("\n", "holds no rows"),
+    ],
+)
+def test_a_data_set_that_cannot_be_used_says_which_line_and_why(tmp_path, text, says):
+    with pytest.raises(ConfigError, match=says):
+        read_rows(with_data(tmp_path, text))
+
+
+@pytest.fixture
+def model(tmp_path):
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(b"x" * 1000)
+    (directory / "config.json").write_text(json.dumps({"max_position_embeddings": 2048}))
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "tokenizer_config.json").write_text("{}")
+    return directory
+
+
+def config_of(model: Path, *overrides: str):
+    return configuration.load(QUICKSTART, [f"model.path={model}", *overrides])
+
+
+def test_a_whole_model_directory_passes(model):
+    model_files.check_model(config_of(model))
+
+
+def test_a_model_without_safetensors_or_tokenizer_is_refused(model, tmp_path):
+    with pytest.raises(ConfigError, match="is not a directory"):
+        model_files.check_model(config_of(tmp_path / "none"))
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
+        model_files.check_model(config_of(model))
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"holds no \.safetensors"):
+        model_files.check_model(config_of(model))
+
+
+def test_a_response_longer_than_the_context_is_refused(model):
+    config = config_of(
+        model, "sampling.max_response_tokens=4000", "trainer.tokens_per_micro_batch=8000"
+    )
+    with pytest.raises(ConfigError, match="context is 2048 tokens"):
+        model_files.check_model(config)
+
+
+def test_a_disk_without_room_for_two_policies_is_refused(model, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(3000, 1001, 1999))
+    with pytest.raises(ConfigError, match="two policies"):
+        model_files.check_disk(config_of(model), tmp_path / "runs" / "deep")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(3000, 1000, 2000))
+    model_files.check_disk(config_of(model), tmp_path / "runs" / "deep")
+
+
+def test_a_missing_variable_and_a_bad_port_are_named():
+    with pytest.raises(ConfigError, match="DAPOD_BUFFER_ADDRESS is not set"):
+        _ = Environment(variables={}).buffer_address
+    with pytest.raises(ConfigError, match="DAPOD_OPS_PORT=http is not a port"):
+        _ = Environment(variables={"DAPOD_OPS_PORT": "http"}).ops_port
+
+
+def test_policies_lie_in_the_run_directory_unless_shared_storage_is_named():
+    local = Environment(variables={"DAPOD_RUN_DIR": "run"})
+    shared = Environment(variables={"DAPOD_RUN_DIR": "run", "DAPOD_POLICY_DIR": "mnt"})
+    assert local.policy_dir == Path("run/policies")
+    assert shared.policy_dir == Path("mnt")
