@@ -1,0 +1,109 @@
+"""Verifiers that misbehave; a pool loads them with `verifiers_module="hostile_verifiers"`.
+
+`answer` tells them what to do where they need telling: a path, usually.
+"""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from services.reward.verifiers.judgement import UNPARSED, Judgement
+
+
+def honest(response: str, answer: str) -> Judgement:
+    return Judgement(correct=response == answer, extracted=response)
+
+
+def mute(response: str, answer: str) -> Judgement:
+    return UNPARSED
+
+
+def hang(response: str, answer: str) -> Judgement:
+    while True:
+        pass
+
+
+def hang_in_c(response: str, answer: str) -> Judgement:
+    """Exponential backtracking: never returns to Python, so no thread could help."""
+    re.match(r"(a+)+$", "a" * 60 + "b")
+    raise AssertionError("unreachable")
+
+
+def touch_and_hang(response: str, answer: str) -> Judgement:
+    Path(answer).touch()
+    return hang_in_c(response, answer)
+
+
+def hoard(response: str, answer: str) -> Judgement:
+    hoarded = []
+    while True:
+        hoarded.append(bytearray(1 << 20))
+
+
+def leave(response: str, answer: str) -> Judgement:
+    os._exit(3)
+
+
+def leave_once(response: str, answer: str) -> Judgement:
+    """Dies unless the file `answer` is there, and puts it there."""
+    seen = Path(answer).exists()
+    Path(answer).touch()
+    if not seen:
+        os._exit(3)
+    return Judgement(correct=True, extracted=str(os.getpid()))
+
+
+def refuse(response: str, answer: str) -> Judgement:
+    raise RuntimeError("no idea " + "x" * 100_000)
+
+
+def refuse_loudly(response: str, answer: str) -> Judgement:
+    """As math-verify's own time-out does."""
+    raise BaseException("not even an Exception")
+
+
+def chatter(response: str, answer: str) -> Judgement:
+    for _ in range(64):
+        print("x" * 100_000)
+        print("x" * 100_000, file=sys.stderr)
+    return Judgement(correct=True, extracted="x" * 10_000_000)
+
+
+def forge(response: str, answer: str) -> Judgement:
+    """Floods every descriptor it can find, the socket among them."""
+    for descriptor in range(3, 20):
+        try:
+            os.write(descriptor, b"x" * 200_000)
+        except OSError:
+            continue
+    return Judgement(correct=True, extracted="")
+
+
+def nonsense(response: str, answer: str) -> Judgement:
+    return Judgement(correct="yes", extracted="1")  # type: ignore[arg-type]
+
+
+def nothing(response: str, answer: str) -> Judgement:
+    return None  # type: ignore[return-value]
+
+
+def where(response: str, answer: str) -> Judgement:
+    return Judgement(correct=True, extracted=str(os.getpid()))
+
+
+def gate(response: str, answer: str) -> Judgement:
+    """Judges once the file `answer` is there."""
+    while not Path(answer).exists():
+        time.sleep(0.005)
+    return Judgement(correct=True, extracted="open")
+
+
+VERIFIERS = {
+    verifier.__name__: verifier
+    for verifier in (
+        *(honest, mute, hang, hang_in_c, touch_and_hang, hoard, leave, leave_once),
+        *(refuse, refuse_loudly, chatter, forge, nonsense, nothing, where, gate),
+    )
+}

@@ -1,0 +1,189 @@
+"""The pool with real worker processes: retries, and what a hostile job may cost the others."""
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from dapod.types import Outcome
+from services.reward.pool import PoolStopped, VerifierPool
+from services.reward.process import Job
+
+
+def job(verifier, response="12", answer="12"):
+    return Job(verifier=verifier, response=response, answer=answer, group_id="g1")
+
+
+def outcomes(pool, *jobs):
+    return [verification.outcome for verification in pool.verify_all(jobs, 30)]
+
+
+@pytest.fixture
+def value(registry):
+    """A metric's value now."""
+    return lambda name, **labels: registry.get_sample_value(f"dapod_reward_{name}", labels)
+
+
+def test_verifications_come_back_in_the_order_of_the_jobs(make_pool):
+    pool = make_pool(workers=2)
+    jobs = [job("honest", response=str(i)) for i in range(100)]
+    assert [v.extracted for v in pool.verify_all(jobs, 30)] == [str(i) for i in range(100)]
+
+
+def test_one_call_uses_all_workers(make_pool, tmp_path, value, eventually):
+    pool = make_pool(workers=3)
+    opened = tmp_path / "open"
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(outcomes, pool, *[job("gate", answer=str(opened))] * 4)
+        eventually(lambda: value("workers_busy") == 3, "three workers are busy")
+        assert value("queued_verifications") == 1
+        opened.touch()
+        assert call.result(30) == [Outcome.CORRECT] * 4
+
+
+def test_a_worker_stays_warm_from_job_to_job(make_pool):
+    pool = make_pool()
+    assert len({v.extracted for v in pool.verify_all([job("where")] * 20, 30)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("verifier", "outcome"),
+    [
+        ("hang", Outcome.TIMEOUT),
+        ("hoard", Outcome.KILLED),
+        ("leave", Outcome.KILLED),
+        ("refuse", Outcome.ERROR),
+    ],
+)
+def test_a_failure_is_retried_once_then_returned_and_counted(make_pool, value, verifier, outcome):
+    pool = make_pool(deadline_seconds=0.3 if verifier == "hang" else 20)
+    assert outcomes(pool, job(verifier), job("honest")) == [outcome, Outcome.CORRECT]
+    assert value("retries_total", outcome=outcome) == 1
+    assert value("kills_total", outcome=outcome) == 2
+    assert value("verifications_total", verifier=verifier, outcome=outcome) == 1
+    assert value("verifications_total", verifier="honest", outcome="correct") == 1
+
+
+def test_a_retry_that_succeeds_is_a_judgement_by_another_process(make_pool, tmp_path, value):
+    pool = make_pool()
+    first = pool.verify_all([job("where")], 30)[0].extracted
+    retried = pool.verify_all([job("leave_once", answer=str(tmp_path / "seen"))], 30)[0]
+    assert retried.outcome is Outcome.CORRECT
+    assert retried.extracted != first
+    assert value("verifications_total", verifier="leave_once", outcome="killed") is None
+
+
+def test_the_seconds_of_a_verification_include_its_retry(make_pool):
+    (verification,) = make_pool(deadline_seconds=0.2).verify_all([job("hang")], 30)
+    assert 0.4 <= verification.seconds < 5
+
+
+def test_other_jobs_are_judged_while_one_hangs(make_pool, tmp_path, value, eventually):
+    """The hung one is freed by the test, so what finishes before finished beside it."""
+    pool = make_pool(workers=2, deadline_seconds=60)
+    opened = tmp_path / "open"
+    with ThreadPoolExecutor() as threads:
+        hung = threads.submit(outcomes, pool, job("gate", answer=str(opened)))
+        eventually(lambda: value("workers_busy") == 1, "one worker hangs")
+        assert outcomes(pool, *[job("honest")] * 200) == [Outcome.CORRECT] * 200
+        assert not hung.done()
+        opened.touch()
+        assert hung.result(30) == [Outcome.CORRECT]
+
+
+def test_hostile_jobs_on_every_worker_do_not_wear_the_pool_out(make_pool, eventually):
+    pool = make_pool(workers=2, deadline_seconds=0.5)
+    hostile = [job(name) for name in ("hang_in_c", "hoard", "leave", "forge", "refuse")]
+    mixed = [each for bad in hostile for each in (bad, job("honest"))]
+    assert outcomes(pool, *mixed)[1::2] == [Outcome.CORRECT] * len(hostile)
+    eventually(lambda: pool.warm == 2, "both workers are warm again")
+
+
+def test_a_hostile_job_costs_its_worker_the_deadline_and_a_short_respawn(make_pool, eventually):
+    deadline = 0.3
+    pool = make_pool(deadline_seconds=deadline)
+    started = time.monotonic()
+    outcomes(pool, job("hang"))
+    eventually(lambda: pool.warm == 1, "the worker is replaced")
+    # Two attempts at most; a generous margin, since the machine may be busy.
+    assert time.monotonic() - started < 2 * (deadline + 0.5) + 2
+
+
+def test_a_worker_killed_while_idle_is_replaced(make_pool, eventually):
+    pool = make_pool()
+    pid = int(pool.verify_all([job("where")], 30)[0].extracted)
+    os.kill(pid, signal.SIGKILL)
+    assert outcomes(pool, job("honest")) == [Outcome.CORRECT]
+    eventually(lambda: pool.warm == 1, "the worker is replaced")
+
+
+def test_a_call_that_runs_out_of_time_says_how_far_it_came(make_pool, tmp_path):
+    pool = make_pool()
+    jobs = [job("honest"), job("gate", answer=str(tmp_path / "never"))]
+    with pytest.raises(TimeoutError, match=r"1 of 2 responses were verified within 0\.3 s"):
+        pool.verify_all(jobs, 0.3)
+
+
+def test_waiting_for_a_free_worker_ends_with_the_call(make_pool, tmp_path, value, eventually):
+    pool = make_pool()
+    opened = tmp_path / "open"
+    with ThreadPoolExecutor() as threads:
+        busy = threads.submit(outcomes, pool, job("gate", answer=str(opened)))
+        eventually(lambda: value("workers_busy") == 1, "the only worker is busy")
+        marker = tmp_path / "ran"
+        with pytest.raises(TimeoutError, match="0 of 1"):
+            pool.verify_all([job("leave_once", answer=str(marker))], 0.05)
+        opened.touch()
+        assert busy.result(30) == [Outcome.CORRECT]
+    assert outcomes(pool, job("honest")) == [Outcome.CORRECT]
+    assert not marker.exists()  # nobody judges for a caller that has gone
+
+
+def test_stopping_kills_the_workers_and_wakes_every_caller(make_pool, value, eventually):
+    pool = make_pool(workers=2, deadline_seconds=60)
+    pids = {int(v.extracted) for v in pool.verify_all([job("where")] * 50, 30)}
+    before = threading.active_count()
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(outcomes, pool, *[job("hang")] * 6)
+        eventually(lambda: value("workers_busy") == 2, "both workers hang")
+        pool.__exit__()
+        with pytest.raises(PoolStopped):
+            call.result(10)
+    with pytest.raises(PoolStopped):
+        pool.verify_all([job("honest")], 30)
+    assert threading.active_count() == before - 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_pool_whose_verifiers_do_not_load_is_never_warm_and_counts_why(
+    metrics, value, eventually
+):
+    with VerifierPool(
+        workers=1,
+        deadline_seconds=1,
+        memory_bytes=64 << 20,
+        metrics=metrics,
+        verifiers_module="no_such_module",
+    ) as pool:
+        eventually(lambda: value("worker_start_failures_total") > 0, "a start fails")
+        assert pool.warm == 0
+        with pytest.raises(TimeoutError):
+            pool.verify_all([job("honest")], 0.1)
+
+
+def test_the_services_own_verifiers_judge_in_the_pool(make_pool):
+    pool = make_pool(verifiers_module="services.reward.verifiers")
+    assert pool.verifiers == ("dapo_math", "integer")
+    assert outcomes(
+        pool,
+        job("integer", "12.", "12"),
+        job("integer", "13", "12"),
+        job("integer", "7 + 5 = 12", "12"),
+        job("dapo_math", "So:\nAnswer: $\\frac12$", "\\frac{1}{2}"),
+        job("integer", "12", "twelve"),
+    ) == [Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED, Outcome.CORRECT, Outcome.ERROR]
