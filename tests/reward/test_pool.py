@@ -183,7 +183,7 @@ def test_the_services_own_verifiers_judge_in_the_pool(make_pool):
         pool,
         job("integer", "12.", "12"),
         job("integer", "13", "12"),
-        job("integer", "7 + 5 = 12", "12"),
+        job("integer", "seven", "12"),
         job("dapo_math", "So:\nAnswer: $\\frac12$", "\\frac{1}{2}"),
         job("integer", "12", "twelve"),
     ) == [Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED, Outcome.CORRECT, Outcome.ERROR]
