@@ -1,0 +1,55 @@
+# What a person types. `make` alone says what there is.
+
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := models/smollm2-135m-instruct
+QUICKSTART := configs/quickstart.toml
+
+# Real vLLM and real DeepSpeed, minutes; `make test` runs them last. tests/gpu needs a GPU: by hand.
+E2E_TESTS := tests/e2e tests/chaos
+UNIT_TESTS := $(filter-out $(E2E_TESTS) tests/gpu tests/__pycache__, \
+	$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
+
+# Never two at a time: lint before tests is the point, and the machine may be small.
+.NOTPARALLEL:
+.PHONY: help setup model demo test lint unit e2e proto generated clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## .venv with everything in requirements.lock; instant when nothing changed
+	@requirements/install $(VENV)
+
+model: setup ## the quickstart's model (once, about 40 s)
+	@$(BIN)/dapod model fetch --dir $(MODEL)
+
+demo: model ## train a small real model with DAPO, through all the services
+	@$(BIN)/dapod run $(QUICKSTART)
+
+test: lint model ## the gate: lint, then every test, end to end last
+	@$(BIN)/python -m pytest $(UNIT_TESTS) $(E2E_TESTS)
+
+lint: setup ## ruff, mypy --strict, buf lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "ruff: run $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/buf lint proto
+
+unit: setup ## the unit tests, seconds
+	@$(BIN)/python -m pytest $(UNIT_TESTS)
+
+e2e: model ## the end-to-end tests with real vLLM and real DeepSpeed, minutes
+	@$(BIN)/python -m pytest $(E2E_TESTS)
+
+proto: setup ## regenerate dapod/v1 from proto/
+	@$(MAKE) --no-print-directory generated
+
+# Apart from `proto` so that a test can have the same files made in another directory.
+OUT := .
+generated:
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto $(wildcard proto/dapod/v1/*.proto) \
+		--python_out=$(OUT) --grpc_python_out=$(OUT) --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet:$(OUT)
+
+clean: ## remove .venv and every cache; models/ and runs/ stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The command `dapod`: what people type; the services never import it."""
