@@ -1,0 +1,72 @@
+"""Starts the buffer service: `python -m services.buffer`, environment in `dapod.environment`.
+
+Everything that can be wrong with config, data or Redis is said before the port opens. Afterwards Redis may
+go away and come back: calls are answered UNAVAILABLE meanwhile, and /readyz says why.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from dapod.rpc import RpcServer
+from dapod.service import Service, main
+from dapod.v1 import buffer_pb2_grpc
+from services.buffer.connection import check_memory, connect, masked
+from services.buffer.metrics import BufferMetrics, StateCollector
+from services.buffer.prompts import Prompts, load_prompts
+from services.buffer.scripts import Scripts, StoreAway
+from services.buffer.server import BufferServicer
+from services.buffer.store import Store
+
+THREADS = 32
+"""Calls answered at once; a trainer's NextBatch holds one."""
+DRAIN_SECONDS = 5.0
+LOOK_UP_SECONDS = 1.0
+
+log = logging.getLogger("dapod.buffer")
+
+
+def serve(service: Service) -> None:
+    prompts = load_prompts(service.config)
+    url = service.environment.redis_url
+    service.health.waiting(f"waiting for Redis at {masked(url)}")
+    client = connect(url, stop=service.stop)
+    check_memory(client, service.config)
+    scripts = Scripts(client=client, run_id=service.run_id, config=service.config)
+    store = Store(scripts=scripts, prompts=prompts, config=service.config)
+    store.start(service.config_digest)
+    server = _server(service, store, prompts)
+    service.registry.register(StateCollector(store.counts))
+    port = server.start(service.environment.listen_host, service.environment.grpc_port)
+    log.info("answering on port %d: %d prompts, run %s", port, len(prompts), service.run_id)
+    while not service.stop.is_set():
+        _report(service, store, prompts)
+        service.stop.wait(LOOK_UP_SECONDS)
+    service.health.waiting("stopping")
+    server.stop(DRAIN_SECONDS)
+
+
+def _server(service: Service, store: Store, prompts: Prompts) -> RpcServer:
+    server = RpcServer(threads=THREADS)
+    servicer = BufferServicer(
+        store=store,
+        prompts=prompts,
+        config=service.config,
+        run_id=service.run_id,
+        metrics=BufferMetrics(service.registry),
+        stop=service.stop,
+    )
+    buffer_pb2_grpc.add_BufferServiceServicer_to_server(servicer, server.grpc)
+    return server
+
+
+def _report(service: Service, store: Store, prompts: Prompts) -> None:
+    try:
+        store.ping()
+        service.health.doing(f"serving {len(prompts)} prompts of run {service.run_id}")
+    except StoreAway as error:
+        service.health.waiting(str(error))
+
+
+if __name__ == "__main__":
+    main("buffer", serve)

@@ -1,0 +1,83 @@
+"""Reaching Redis at the start: patience, masked passwords, and whether the run fits in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from dapod.config import ConfigError, RunConfig
+
+CALL_SECONDS = 10.0
+"""Deadline of one call to Redis."""
+
+
+def connect(
+    url: str, *, patience_seconds: float = 10.0, stop: threading.Event | None = None
+) -> redis.Redis:
+    """A client whose server answers. Raises `ConfigError` when none does in `patience_seconds`.
+
+    No retries inside the client: callers repeat calls, with their idempotency keys.
+    """
+    try:
+        client = redis.Redis.from_url(
+            url,
+            socket_timeout=CALL_SECONDS,
+            socket_connect_timeout=5.0,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError as error:
+        raise ConfigError(f"DAPOD_REDIS_URL={masked(url)}: {error}") from error
+    _wait(client, url, time.monotonic() + patience_seconds, stop or threading.Event())
+    return client
+
+
+def _wait(client: redis.Redis, url: str, deadline: float, stop: threading.Event) -> None:
+    """Valkey may be starting, or loading its append-only file."""
+    while True:
+        try:
+            client.ping()
+            return
+        except redis.RedisError as error:
+            if time.monotonic() > deadline or stop.wait(0.1):
+                raise ConfigError(
+                    f"DAPOD_REDIS_URL={masked(url)} does not answer ({error}): start a Redis or Valkey "
+                    f"server there, or correct the URL"
+                ) from error
+
+
+def masked(url: str) -> str:
+    """The URL without its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    place = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username or ''}:***@{place}").geturl()
+
+
+def check_memory(client: redis.Redis, config: RunConfig) -> None:
+    """Raises `ConfigError` unless the payloads that may live at once fit, and nothing is ever evicted."""
+    memory = client.info("memory")
+    limit = int(memory.get("maxmemory", 0))
+    if not limit:
+        return
+    policy = memory.get("maxmemory_policy")
+    if policy != "noeviction":
+        raise ConfigError(
+            f"Redis would evict groups (maxmemory-policy {policy}): set maxmemory-policy noeviction"
+        )
+    need = config.live_payload_steps * config.algorithm.prompts_per_step * config.group_bytes
+    if need > limit:
+        raise ConfigError(
+            f"Redis may hold {limit >> 20} MiB (maxmemory), this run needs up to {_mib(need)} MiB: "
+            f"{config.live_payload_steps} steps of {config.algorithm.prompts_per_step} groups of "
+            f"{config.group_bytes >> 10} KiB; raise maxmemory or lower trainer.checkpoint_every_steps"
+        )
+
+
+def _mib(size: int) -> int:
+    return -(-size // 2**20)

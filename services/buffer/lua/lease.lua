@@ -1,0 +1,62 @@
+#!lua
+-- A worker's heartbeat, and the grant rule: a lease of version w while
+-- kept_ever + open_leases < (max_staleness + w + 1) * N.
+sweep()
+see_worker()
+
+local function refusal()
+  local now = state()
+  if now == 'waiting' then return 'no policy has been published yet' end
+  if now == 'finished' then return end_reason() end
+  local newest = string.format('v%d-%s', number('policy_number'), get('policy_lineage'))
+  if not args.version then return 'load ' .. newest .. ' first' end
+  if args.lineage ~= get('policy_lineage') then
+    return string.format('v%d-%s is superseded: load %s', args.version, args.lineage, newest)
+  end
+  if args.version > number('policy_number') then
+    return string.format('v%d is not published: load %s', args.version, newest)
+  end
+  if number('leases_this_step') >= settings.max_leases_per_step then
+    return string.format('step %d has used its %d leases', number('policy_number'),
+      settings.max_leases_per_step)
+  end
+  if room(args.version) <= 0 then
+    local text = string.format('%d groups kept and %d leases open: all that v%d may sample',
+      kept(), open(), args.version)
+    if args.version < number('policy_number') then return text .. '; load ' .. newest end
+    return text .. string.format('; waiting for step %d to be trained', number('policy_number'))
+  end
+  if redis.call('ZCARD', QUEUED) == 0 then return 'the queue is empty' end
+  return nil
+end
+
+local function grant()
+  local id = redis.call('ZRANGE', QUEUED, 0, 0)[1]
+  redis.call('ZREM', QUEUED, id)
+  local order = redis.call('HINCRBY', META, 'lease_order', 1)
+  local attempt = redis.call('HINCRBY', group(id), 'attempt', 1)
+  redis.call('HSET', group(id), 'version', args.version, 'lineage', args.lineage, 'order', order,
+    'worker', args.worker_id)
+  place(id, LEASED, NOW + settings.lease_ms, 'leased')
+  redis.call('ZADD', OPEN, args.version * VERSION + order, id)
+  count('leases_this_step', 1)
+  count('total.leases_granted', 1)
+  count('stat.groups_leased', 1)
+  return id, attempt
+end
+
+local granted, why = {}, ''
+for _ = 1, args.max_prompts do
+  local no = refusal()
+  if no then
+    why = no
+    break
+  end
+  local id, attempt = grant()
+  granted[#granted + 1] = id
+  granted[#granted + 1] = attempt
+end
+return {
+  state(), why, get('policy_number') or '', get('policy_lineage') or '', redis.call('ZCARD', QUEUED),
+  number('epoch'), number('position'), granted,
+}

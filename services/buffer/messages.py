@@ -1,0 +1,58 @@
+"""The store's records as protobuf messages, one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dapod import wire
+from dapod.v1 import buffer_pb2
+from services.buffer.records import Counts, Plan, WorkerSeen
+
+
+def plan_to_proto(plan: Plan, prompts_per_update: int) -> buffer_pb2.BatchPlan:
+    return buffer_pb2.BatchPlan(
+        step=plan.step,
+        groups=[
+            buffer_pb2.PlannedGroup(
+                group_id=group.group_id,
+                policy_number=group.policy_number,
+                prompt_tokens=group.prompt_tokens,
+                response_tokens=group.response_tokens,
+                payload_sha256=group.sha256,
+            )
+            for group in plan.groups
+        ],
+        prompts_per_update=prompts_per_update,
+        digest=plan.digest,
+        sampling=stats_to_proto(plan.stats),
+    )
+
+
+def stats_to_proto(stats: Mapping[str, float]) -> buffer_pb2.SamplingStats:
+    counts = {name: int(value) for name, value in stats.items() if name != "reward_sum"}
+    return buffer_pb2.SamplingStats(**counts, reward_sum=stats.get("reward_sum", 0.0))
+
+
+def worker_to_proto(worker: WorkerSeen) -> buffer_pb2.Worker:
+    return buffer_pb2.Worker(
+        worker_id=worker.worker_id,
+        loaded=None if worker.loaded is None else wire.policy_to_proto(worker.loaded),
+        loading=None if worker.loading is None else wire.policy_to_proto(worker.loading),
+    )
+
+
+def status_to_proto(counts: Counts) -> buffer_pb2.GetStatusResponse:
+    return buffer_pb2.GetStatusResponse(
+        state=wire.state_to_proto(counts.state),
+        end_reason=counts.end_reason,
+        policy=None if counts.policy is None else wire.policy_to_proto(counts.policy),
+        checkpoint_step=counts.checkpoint_step,
+        next_step=counts.next_step,
+        **{f"groups_{place}": number for place, number in counts.groups.items()},
+        conservation_error=counts.conservation_error,
+        payload_bytes=counts.payload_bytes,
+        capacity_groups=counts.capacity,
+        workers=map(worker_to_proto, counts.workers),
+        sampling=stats_to_proto(counts.stats),
+        groups_stale_ever=counts.totals.get("stale", 0),
+    )

@@ -1,0 +1,116 @@
+"""The Lua scripts as Python calls: one method call, one atomic change of state.
+
+Knows how scripts are called and how Redis fails; nothing about groups. Flow: `Scripts.call(name, args)` ->
+EVALSHA with the run's meta key, the settings with the clock, and the arguments as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from dapod.config import RunConfig
+from services.buffer.keys import meta_key
+
+LUA = Path(__file__).parent / "lua"
+
+
+class StoreAway(Exception):
+    """Redis does not answer, or not yet: nothing was said about the call, repeat it."""
+
+
+class StoreFull(Exception):
+    """Redis is at maxmemory: the call changed nothing, repeat it once batches have been trained."""
+
+
+_AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError)
+"""BusyLoadingError and AuthenticationError are ConnectionErrors; read-only is a replica in a failover."""
+
+
+class Scripts:
+    """All scripts of `lua/`, by name."""
+
+    def __init__(
+        self,
+        *,
+        client: redis.Redis,
+        run_id: str,
+        config: RunConfig,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._keys = [meta_key(run_id)]
+        self._now = now
+        self._settings = {
+            "prompts_per_step": config.algorithm.prompts_per_step,
+            "prompts_per_update": config.algorithm.prompts_per_update,
+            "max_staleness": config.algorithm.max_staleness,
+            "max_leases_per_step": config.algorithm.max_leases_per_step,
+            "steps": config.run.steps,
+            "lease_ms": round(config.buffer.lease_seconds * 1000),
+        }
+        self._scripts = {name: client.register_script(text) for name, text in _texts().items()}
+        self._waits_for_aof = True
+
+    def call(self, script: str, args: Mapping[str, Any], *blobs: bytes) -> Any:
+        """Runs one script; raises `StoreAway` or `StoreFull`."""
+        return _asking(lambda: self._run(script, args, *blobs))
+
+    def call_synced(self, script: str, args: Mapping[str, Any], timeout_ms: int) -> None:
+        """Runs one script and waits until the append-only file holds it, where the server offers that.
+
+        Both on one connection: WAITAOF (Redis 7.2) speaks of the caller's own writes only.
+        """
+        if not self._waits_for_aof:
+            return
+        with self._client.pipeline(transaction=False) as pipeline:
+            self._run(script, args, client=pipeline)
+            pipeline.execute_command("WAITAOF", 1, 0, timeout_ms)
+            replies = _asking(lambda: pipeline.execute(raise_on_error=False))
+        if isinstance(replies[0], redis.RedisError):
+            raise StoreAway(f"Redis did not note the ledger: {replies[0]}")
+        # An older server, or one without an append-only file: the trainer stays the only other witness.
+        self._waits_for_aof = not isinstance(replies[-1], redis.ResponseError)
+
+    def _run(
+        self, script: str, args: Mapping[str, Any], *blobs: bytes, client: redis.Redis | None = None
+    ) -> Any:
+        settings = json.dumps({**self._settings, "now": round(self._now() * 1000)})
+        return self._scripts[script](
+            keys=self._keys, args=[settings, json.dumps(args), *blobs], client=client
+        )
+
+    def ping(self) -> None:
+        """Raises `StoreAway` when Redis does not answer."""
+        _asking(self._client.ping)
+
+
+def _asking(ask: Callable[[], Any]) -> Any:
+    try:
+        return ask()
+    except redis.OutOfMemoryError as error:
+        raise StoreFull("Redis is full: submissions wait until a batch was trained") from error
+    except _AWAY as error:
+        raise StoreAway(f"Redis does not answer: {error}") from error
+    except redis.ResponseError as error:
+        # What a server says that cannot write for now: its disk is full, or its replicas are gone.
+        if str(error).startswith(("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")):
+            raise StoreAway(f"Redis cannot write: {error}") from error
+        raise
+
+
+def _texts() -> dict[str, str]:
+    """Each script: its shebang line, the shared part, its body."""
+    common = (LUA / "common.lua").read_text()
+    texts = {}
+    for file in sorted(LUA.glob("*.lua")):
+        if file.stem != "common":
+            shebang, _, body = file.read_text().partition("\n")
+            assert shebang.startswith("#!lua"), file
+            texts[file.stem] = f"{shebang}\n{common}{body}"
+    return texts

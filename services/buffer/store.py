@@ -1,0 +1,275 @@
+"""The state of a run in Redis, as operations: each calls one script and names what it answers.
+
+Not a place for rules: those are in `lua/`, where they are atomic. What does not fit one script is here: the
+queue is refilled from `Prompts` after a grant, and a new ledger is synced before anyone sees its batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from dapod.config import ConfigError, RunConfig
+from dapod.ledger import LedgerEntry
+from dapod.types import Disposition, PolicyVersion, RunState
+from services.buffer.prompts import Cursor, Prompts
+from services.buffer.records import (
+    Committed,
+    Counts,
+    Grant,
+    LeaseId,
+    NoPlan,
+    Plan,
+    Planned,
+    Resumed,
+    Submission,
+    WorkerSeen,
+)
+from services.buffer.scripts import Scripts
+
+SYNC_MS = 1000
+"""Longest wait for the append-only file, which is fsynced every second."""
+
+QUEUE_EMPTY = "the queue is empty"
+"""The refusal of `lease.lua` that a refill cures."""
+
+log = logging.getLogger("dapod.buffer")
+
+
+class Refused(Exception):
+    """A call that is out of order or from another start of the trainer."""
+
+
+class UnknownLease(Exception):
+    """A lease this run never granted."""
+
+
+class Store:
+    """One run. Threads may share it."""
+
+    def __init__(self, *, scripts: Scripts, prompts: Prompts, config: RunConfig) -> None:
+        self._scripts = scripts
+        self._prompts = prompts
+        self._queue_prompts = config.buffer.queue_prompts
+
+    def start(self, config_digest: str) -> None:
+        """Binds the run to its config and data. Raises `ConfigError` when Redis knows it with others."""
+        args = {"config_digest": config_digest, "data_digest": self._prompts.digest}
+        differs = [part.decode() for part in self._scripts.call("start", args)]
+        if differs:
+            field, there = differs
+            raise ConfigError(
+                f"Redis holds a run of this name with another {field.removesuffix('_digest')} "
+                f"({there}, here {args[field]}): choose another run.name, or go back to what it was"
+            )
+
+    def lease(self, worker: WorkerSeen, max_prompts: int) -> Grant:
+        """Grants up to `max_prompts`, and keeps the queue filled."""
+        first, queued, cursor = self._lease(worker, max_prompts)
+        self._refill(queued, cursor)
+        missing = max_prompts - len(first.leases)
+        if not missing or first.refusal != QUEUE_EMPTY:
+            return first
+        rest, queued, cursor = self._lease(worker, missing)
+        self._refill(queued, cursor)
+        return dataclasses.replace(rest, leases=first.leases + rest.leases)
+
+    def _lease(self, worker: WorkerSeen, max_prompts: int) -> tuple[Grant, int, Cursor]:
+        args: dict[str, Any] = {**_worker_args(worker), "max_prompts": max_prompts}
+        if worker.loaded is not None:
+            args |= {"version": worker.loaded.number, "lineage": worker.loaded.lineage}
+        state, refusal, number, lineage, queued, epoch, position, flat = self._scripts.call(
+            "lease", args
+        )
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        grant = Grant(
+            leases=tuple(LeaseId(group_id=id_.decode(), attempt=attempt) for id_, attempt in pairs),
+            state=RunState(state.decode()),
+            policy=_policy(number, lineage),
+            refusal=refusal.decode(),
+        )
+        return grant, queued, Cursor(epoch=epoch, position=position)
+
+    def _refill(self, queued: int, cursor: Cursor) -> None:
+        """A compare-and-set on the cursor: when another replica was faster, it did the work."""
+        # Identities that are trained already (a witness named them) are passed over: hence the loop.
+        while 0 <= queued < self._queue_prompts:
+            ids, behind = self._prompts.next_ids(cursor, self._queue_prompts - queued)
+            args = {
+                "from": [cursor.epoch, cursor.position],
+                "to": [behind.epoch, behind.position],
+                "order": self._prompts.order(cursor),
+                "ids": ids,
+            }
+            queued, cursor = self._scripts.call("enqueue", args), behind
+
+    def renew(self, worker: WorkerSeen, leases: Sequence[LeaseId]) -> list[LeaseId]:
+        """Returns the leases that are no longer held."""
+        lost = self._scripts.call("renew", {**_worker_args(worker), **_lease_args(leases)})
+        return [leases[index - 1] for index in lost]
+
+    def give_back(self, leases: Sequence[LeaseId]) -> int:
+        """Requeues the prompts of those still held; returns how many."""
+        return int(self._scripts.call("give_back", _lease_args(leases)))
+
+    def expire(self) -> None:
+        """Requeues the prompts of leases that ran out. Most calls do so on their way."""
+        self._scripts.call("expire", {})
+
+    def submit(self, submission: Submission) -> Disposition:
+        """Raises `UnknownLease`, or `ValueError` when the group is of another policy than the lease."""
+        args = {
+            "id": submission.lease.group_id,
+            "attempt": submission.lease.attempt,
+            "disposition": submission.disposition.value,
+            "version": submission.policy.number,
+            "lineage": submission.policy.lineage,
+            "sha256": submission.sha256,
+            "prompt_tokens": submission.prompt_tokens,
+            "lengths": ",".join(map(str, submission.response_tokens)),
+            "counts": dict(submission.counts),
+            "reward_sum": repr(submission.reward_sum),
+        }
+        # Of a dropped group only the counts are kept: its payload need not travel.
+        payload = submission.payload if submission.disposition is Disposition.KEPT else b""
+        word, *rest = (part.decode() for part in self._scripts.call("submit", args, payload))
+        if word == "unknown":
+            raise UnknownLease(f"lease_id: {submission.lease} was never granted")
+        if word == "policy":
+            raise ValueError(
+                f"group.rollouts.policy_spans.policy: {submission.policy}, but the lease was granted for "
+                f"v{rest[0]}-{rest[1]}"
+            )
+        return Disposition(word)
+
+    def next_batch(self, step: int, lineage: str) -> Plan | NoPlan:
+        """The plan of a step, cut now if it can be. Raises `Refused`."""
+        word, *rest = self._scripts.call("cut", {"step": step, "lineage": lineage})
+        if word == b"refused":
+            raise Refused(rest[0].decode())
+        if word in (b"waiting", b"finished"):
+            return NoPlan(finished=word == b"finished", reason=rest[0].decode())
+        digest, stats, flat = rest
+        plan = Plan(
+            step=step,
+            digest=digest.decode(),
+            stats={name: float(value) for name, value in json.loads(stats).items()},
+            groups=tuple(_planned(flat[i : i + 5]) for i in range(0, len(flat), 5)),
+            new=word == b"cut",
+        )
+        if plan.new:
+            self._scripts.call_synced("sync", {"step": step}, SYNC_MS)
+        return plan
+
+    def fetch(self, group_ids: Sequence[str], max_bytes: int) -> list[bytes]:
+        """The first payloads that fit, at least one; an empty one is not there."""
+        args = {"ids": list(group_ids), "max_bytes": max_bytes}
+        payloads: list[bytes] = self._scripts.call("fetch", args)
+        return payloads
+
+    def commit(self, entry: LedgerEntry, policy: PolicyVersion) -> Committed:
+        """Raises `Refused`."""
+        args = {
+            "step": entry.step,
+            "ids": entry.group_ids,
+            "digest": entry.digest,
+            "lineage": policy.lineage,
+        }
+        state, workers = self._accepted("commit", args)
+        return Committed(state=RunState(state.decode()), workers=tuple(map(_worker, workers)))
+
+    def checkpointed(self, step: int) -> int:
+        """Frees the payloads of the steps before; returns how many. Raises `Refused`."""
+        (freed,) = self._accepted("checkpointed", {"step": step})
+        return int(freed)
+
+    def resume(self, policy: PolicyVersion, ledger: Sequence[LedgerEntry]) -> Resumed:
+        """Raises `Refused`."""
+        entries = [{"ids": " ".join(entry.group_ids), "digest": entry.digest} for entry in ledger]
+        args = {"step": policy.number, "lineage": policy.lineage, "ledger": entries}
+        replay, dissolved = self._accepted("resume", args)
+        return Resumed(replay_steps=tuple(replay), dissolved_steps=tuple(dissolved))
+
+    def _accepted(self, script: str, args: dict[str, Any]) -> list[Any]:
+        reply: list[Any] = self._scripts.call(script, args)
+        if reply[0] == b"refused":
+            raise Refused(reply[1].decode())
+        return reply[1:]
+
+    def counts(self) -> Counts:
+        """Counts everything and recounts the conservation error."""
+        self.expire()
+        raw = json.loads(self._scripts.call("status", {}))
+        meta: dict[str, str] = raw["meta"]
+        return Counts(
+            state=RunState(raw["state"]),
+            end_reason=raw["end_reason"],
+            policy=_policy(meta.get("policy_number", ""), meta.get("policy_lineage", "")),
+            checkpoint_step=int(meta.get("checkpoint_step", 0)),
+            next_step=int(meta.get("next_step", 0)),
+            epoch=int(meta.get("epoch", 0)),
+            groups={name: int(count) for name, count in raw["cards"].items()},
+            totals={
+                name: int(float(value)) for name, value in _with_prefix(meta, "total.").items()
+            },
+            stats={name: float(value) for name, value in _with_prefix(meta, "stat.").items()},
+            conservation_error=int(raw["conservation_error"]),
+            faults=tuple(raw["faults"]),
+            payload_bytes=int(raw["payload_bytes"]),
+            capacity=int(raw["capacity"]),
+            workers=tuple(map(_worker, raw["workers"])),
+        )
+
+    def ping(self) -> None:
+        """Raises `StoreAway` when Redis does not answer."""
+        self._scripts.ping()
+
+
+def _policy(number: bytes | str, lineage: bytes | str) -> PolicyVersion | None:
+    if not lineage:
+        return None
+    text = lineage.decode() if isinstance(lineage, bytes) else lineage
+    return PolicyVersion(number=int(number), lineage=text)
+
+
+def _planned(fields: Sequence[bytes]) -> Planned:
+    group_id, version, prompt_tokens, lengths, sha256 = (field.decode() for field in fields)
+    return Planned(
+        group_id=group_id,
+        policy_number=int(version or 0),
+        prompt_tokens=int(prompt_tokens or 0),
+        response_tokens=tuple(map(int, lengths.split(","))) if lengths else (),
+        sha256=sha256,
+    )
+
+
+def _lease_args(leases: Sequence[LeaseId]) -> dict[str, Any]:
+    return {
+        "ids": [lease.group_id for lease in leases],
+        "attempts": [lease.attempt for lease in leases],
+    }
+
+
+def _worker_args(worker: WorkerSeen) -> dict[str, str]:
+    return {"worker_id": worker.worker_id, "worker": _worker_text(worker)}
+
+
+def _worker_text(worker: WorkerSeen) -> str:
+    versions = [[v.number, v.lineage] if v else None for v in (worker.loaded, worker.loading)]
+    return json.dumps([worker.worker_id, *versions])
+
+
+def _worker(text: bytes | str) -> WorkerSeen:
+    worker_id, loaded, loading = json.loads(text)
+    return WorkerSeen(
+        worker_id=worker_id,
+        loaded=PolicyVersion(number=loaded[0], lineage=loaded[1]) if loaded else None,
+        loading=PolicyVersion(number=loading[0], lineage=loading[1]) if loading else None,
+    )
+
+
+def _with_prefix(fields: dict[str, str], prefix: str) -> dict[str, str]:
+    return {name.removeprefix(prefix): v for name, v in fields.items() if name.startswith(prefix)}

