@@ -79,6 +79,11 @@ class Environment:
         return self._port("DAPOD_GRPC_PORT")
 
     @property
+    def optional_grpc_port(self) -> int | None:
+        """For the rollout, whose gRPC service is for debugging only; unset means off."""
+        return self.grpc_port if self.variables.get("DAPOD_GRPC_PORT") else None
+
+    @property
     def ops_port(self) -> int:
         return self._port("DAPOD_OPS_PORT")
 

@@ -143,6 +143,11 @@ class PolicyStore:
             self._remove(policy)
         return removed
 
+    def sweep(self) -> None:
+        """Removes what a crashed writer left half written or half removed. Only for the writer, at its start."""
+        for leftover in (*self.root.glob(".*.tmp"), *self.root.glob(".*.gone")):
+            shutil.rmtree(leftover)
+
     def _remove(self, policy: PolicyVersion) -> None:
         link = self.root / f"v{policy.number}"
         if link.is_symlink() and os.readlink(link) == str(policy):

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -44,8 +45,12 @@ def main(
     serve: Callable[[Service], None],
     *,
     extra_registries: Sequence[CollectorRegistry] = (),
+    serves_ops: bool = True,
 ) -> None:
-    """Runs a service until it returns or is told to stop; exits the process."""
+    """Runs a service until it returns or is told to stop; exits the process.
+
+    Without `serves_ops` it binds no port: a trainer rank behind rank 0, which speaks for all.
+    """
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
@@ -54,15 +59,19 @@ def main(
     try:
         service = build(name, Environment.from_os())
         _stop_on_signals(service)
-        app = build_app(
-            health=service.health,
-            config=service.config,
-            registries=[service.registry, *extra_registries],
-        )
-        with OpsServer(app, service.environment.listen_host, service.environment.ops_port):
+        with _ops(service, extra_registries) if serves_ops else nullcontext():
             serve(service)
     except ConfigError as error:
         sys.exit(refuse(str(error)))
+
+
+def _ops(service: Service, extra_registries: Sequence[CollectorRegistry]) -> OpsServer:
+    app = build_app(
+        health=service.health,
+        config=service.config,
+        registries=[service.registry, *extra_registries],
+    )
+    return OpsServer(app, service.environment.listen_host, service.environment.ops_port)
 
 
 def refuse(sentence: str) -> int:

@@ -1,0 +1,1 @@
+"""trainer: DeepSpeed ranks that learn from the buffer's batches and publish the policy."""

@@ -1,0 +1,151 @@
+"""`steps.jsonl`: one row for each trained step. The one place that says what each key means.
+
+A row is written once, after its step was committed and before the checkpoint that contains it. A
+trainer that resumes at checkpoint c cuts the file back to steps before c and keeps the rows it cut
+in `steps.superseded.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dapod.v1.buffer_pb2 import BatchPlan, SamplingStats
+
+ROWS = "steps.jsonl"
+SUPERSEDED = "steps.superseded.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedStep:
+    """What the updates of a step came to, over all ranks."""
+
+    entropy_nats: float
+    """Mean over trained tokens of the entropy of the policy's distribution at the temperature, in
+    the forward pass that trained them."""
+    clip_fraction_low: float
+    """Share of trained tokens with ratio < 1 - clip_low and a negative advantage, over all updates.
+    """
+    clip_fraction_high: float
+    """Share of trained tokens with ratio > 1 + clip_high and a positive advantage, over all
+    updates."""
+    grad_norm: float
+    """Before clipping, mean over the updates."""
+    loss: float
+    """The loss of eq. 8 with its importance weights, mean over the updates."""
+    learning_rate: float
+    mismatch_kl_nats: float
+    """KL(pi_rollout || pi_trainer), mean over trained tokens of its k3 estimate, with the trainer's
+    policy at the start of the step. With old_logprobs = "rollout" the first update's tokens only:
+    the others are never seen by that policy."""
+    tokens_trained: int
+    """Response tokens that carried loss: of judged rollouts, end-of-sequence included."""
+    rollouts_dropped: int
+    """Not in the row: rollouts whose log-probs were not finite."""
+    updates: int
+    """Not in the row: optimiser updates of the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSeconds:
+    """Where the step's time went."""
+
+    seconds_wait: float
+    """Waiting for the batch's plan."""
+    seconds_train: float
+    """Fetching payloads, old log-probs and updates."""
+    seconds_publish: float
+    """Writing the next policy until it is visible."""
+    seconds_total: float
+    """Since the row before (or since the trainer was ready): rows add up to the wall clock. A
+    checkpoint counts to the step after it."""
+
+
+def row(
+    plan: BatchPlan, trained: TrainedStep, seconds: StepSeconds
+) -> dict[str, float | int | None]:
+    """The row of a step, in the documented order."""
+    staleness = [plan.step - group.policy_number for group in plan.groups]
+    learnt, sampled = asdict(trained), plan.sampling
+    dropped = (learnt.pop("rollouts_dropped"), learnt.pop("updates"), learnt.pop("tokens_trained"))
+    return {
+        "step": plan.step,
+        # The version this step published.
+        "policy_version": plan.step + 1,
+        **sampling_means(sampled),
+        **learnt,
+        # Counts since the cut before, whichever step their groups go to.
+        "groups_leased": sampled.groups_leased,
+        "groups_kept": sampled.groups_kept,
+        "groups_all_correct": sampled.groups_all_correct,
+        "groups_all_wrong": sampled.groups_all_wrong,
+        "groups_stale": sampled.groups_stale,
+        "groups_failed": sampled.groups_failed,
+        "tokens_generated": sampled.tokens_generated,
+        "tokens_trained": dropped[2],
+        # Over the batch's groups: this step - the oldest version among a group's tokens.
+        "staleness_mean": sum(staleness) / len(staleness),
+        "staleness_max": max(staleness),
+        **asdict(seconds),
+        "time_unix": time.time(),
+    }
+
+
+def sampling_means(sampled: SamplingStats) -> dict[str, float | None]:
+    """Over everything sampled since the cut before, uniform groups included; null when that is
+    nothing."""
+    return {
+        "accuracy": _share(sampled.rollouts_correct, sampled.rollouts_judged),
+        "reward_mean": _share(sampled.reward_sum, sampled.rollouts_judged),
+        "response_tokens_mean": _share(sampled.tokens_generated, sampled.rollouts),
+        "truncated_ratio": _share(sampled.rollouts_truncated, sampled.rollouts),
+    }
+
+
+def _share(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+class StepLog:
+    """The two files of a run directory."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._rows = run_dir / ROWS
+        self._superseded = run_dir / SUPERSEDED
+
+    def append(self, values: dict[str, float | int | None]) -> None:
+        """Adds a row and makes it durable."""
+        _append(self._rows, [json.dumps(values)])
+
+    def cut_back(self, step: int) -> int:
+        """Keeps the rows of steps before `step`; returns how many were set aside."""
+        if not self._rows.exists():
+            return 0
+        lines = self._rows.read_text().splitlines()
+        kept = [line for line in lines if _step(line) is not None and (_step(line) or 0) < step]
+        gone = [line for line in lines if line not in kept]
+        if gone:
+            _append(self._superseded, [line for line in gone if _step(line) is not None])
+            beside = self._rows.with_suffix(".tmp")
+            beside.unlink(missing_ok=True)
+            _append(beside, kept)
+            beside.replace(self._rows)
+        return len(gone)
+
+
+def _step(line: str) -> int | None:
+    """None for a line cut off by a crash."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _append(file: Path, lines: list[str]) -> None:
+    with file.open("a") as stream:
+        stream.writelines(f"{line}\n" for line in lines)
+        stream.flush()
+        os.fsync(stream.fileno())

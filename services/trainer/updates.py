@@ -1,0 +1,197 @@
+"""The updates of one step: payloads in, a better policy and the step's statistics out.
+
+    groups ──assemble──► micro-batches of each update, weights from the token counts of all ranks
+           ──forward───► old log-probs (recompute; the first update gets them free)
+           ──for each update: forward, loss, backward of each micro-batch; then one AdamW update
+
+Every rank runs this with its own share; all run the same number of passes. Sums go over all ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from dapod.config import RunConfig
+from dapod.types import Group
+from dapod.v1.buffer_pb2 import BatchPlan
+from services.trainer import batch as batches
+from services.trainer.batch import MicroBatch, Row
+from services.trainer.loss import Clipping, importance_weights, mismatch_kl, policy_loss
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.phases import Phases
+from services.trainer.policy import Policy
+from services.trainer.ranks import Ranks
+from services.trainer.steps import TrainedStep
+from services.trainer.stopped import Stopped
+
+log = logging.getLogger("dapod.trainer")
+
+
+@dataclass(kw_only=True)
+class Sums:
+    """What this rank has seen in a step; summed over ranks at its end."""
+
+    loss: float = 0.0
+    tokens: float = 0.0
+    entropy: float = 0.0
+    clipped_low: float = 0.0
+    clipped_high: float = 0.0
+    mismatch: float = 0.0
+    mismatch_tokens: float = 0.0
+    rollouts_dropped: float = 0.0
+
+
+class Updates:
+    """Trains one step at a time. `run` is called on every rank with the same plan."""
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        policy: Policy,
+        ranks: Ranks,
+        phases: Phases,
+        metrics: TrainerMetrics,
+        stop: threading.Event,
+    ) -> None:
+        self._algorithm = config.algorithm
+        self._tokens_per_micro_batch = config.trainer.tokens_per_micro_batch
+        self._clipping = Clipping(low=config.algorithm.clip_low, high=config.algorithm.clip_high)
+        self._policy = policy
+        self._ranks = ranks
+        self._phases = phases
+        self._metrics = metrics
+        self._stop = stop
+
+    def cut(self, plan: BatchPlan) -> list[list[list[Row]]]:
+        """[update][micro-batch][row] of this rank."""
+        return [
+            batches.cut(
+                groups,
+                ranks=self._ranks.size,
+                tokens_per_micro_batch=self._tokens_per_micro_batch,
+            )[self._ranks.rank]
+            for groups in batches.updates(plan)
+        ]
+
+    def run(
+        self, plan: BatchPlan, cut: list[list[list[Row]]], groups: Mapping[str, Group]
+    ) -> TrainedStep:
+        """`groups` holds the payloads that `cut` names."""
+        sums = Sums()
+        learning_rate = self._policy.learning_rate(plan.step)
+        updates = self._assemble(plan, cut, groups)
+        if self._algorithm.old_logprobs == "recompute":
+            with self._phases("old_logprobs"):
+                updates[1:] = [self._with_old_logprobs(update, sums) for update in updates[1:]]
+        norms = []
+        for number, update in enumerate(updates):
+            with self._phases("update"):
+                for micro_batch in update:
+                    self._train(micro_batch, sums, number == 0, micro_batch is update[-1])
+                norms.append(self._policy.update(learning_rate))
+            self._metrics.updates.inc()
+        return self._result(sums, norms, learning_rate)
+
+    def _assemble(
+        self, plan: BatchPlan, cut: list[list[list[Row]]], groups: Mapping[str, Group]
+    ) -> list[list[MicroBatch]]:
+        """Normalisers need all tokens of a prompt, wherever they are trained: a sum over ranks."""
+        own = batches.judged_tokens((r for u in cut for m in u for r in m), groups)
+        counts = self._ranks.sum([own.get(group.group_id, 0) for group in plan.groups])
+        tokens = {g.group_id: n for g, n in zip(plan.groups, counts, strict=True)}
+        advantages = batches.advantages(groups)
+        assembled = []
+        for planned, micro_batches in zip(batches.updates(plan), cut, strict=True):
+            weights = batches.prompt_weights({g.group_id: tokens[g.group_id] for g in planned})
+            assembled.append(
+                [batches.assemble(rows, groups, advantages, weights) for rows in micro_batches]
+            )
+        return assembled
+
+    def _with_old_logprobs(self, update: Sequence[MicroBatch], sums: Sums) -> list[MicroBatch]:
+        done = []
+        for micro_batch in update:
+            with torch.no_grad():
+                batch, logprobs, _ = self._forward(micro_batch, sums)
+            _add_mismatch(sums, batch, logprobs)
+            done.append(replace(batch, old_logprobs=logprobs))
+        return done
+
+    def _train(self, micro_batch: MicroBatch, sums: Sums, first: bool, last: bool) -> None:
+        """Forward, loss and backward of one micro-batch, of the first update or a later one."""
+        batch, logprobs, entropies = self._forward(micro_batch, sums)
+        now = logprobs.detach()
+        if first:
+            # Before the first update the policy is still the one of the start of the step.
+            _add_mismatch(sums, batch, now)
+        weights, old = batch.weights, batch.rollout_logprobs
+        if self._algorithm.old_logprobs == "recompute":
+            old = now if batch.old_logprobs is None else batch.old_logprobs
+            cap = self._algorithm.importance_weight_cap
+            weights = weights * importance_weights(old, batch.rollout_logprobs, cap)
+        result = policy_loss(
+            logprobs,
+            old_logprobs=old,
+            advantages=batch.advantages,
+            weights=weights,
+            clipping=self._clipping,
+        )
+        self._policy.backward(result.loss, last=last)
+        trained = batch.weights > 0
+        sums.loss += float(result.loss.detach())
+        sums.tokens += int(trained.sum())
+        sums.entropy += float(entropies[trained].sum())
+        sums.clipped_low += result.clipped_low
+        sums.clipped_high += result.clipped_high
+
+    def _forward(
+        self, batch: MicroBatch, sums: Sums
+    ) -> tuple[MicroBatch, torch.Tensor, torch.Tensor]:
+        """Log-probs and entropies of a micro-batch without the rollouts that give no finite ones.
+
+        Zero weights alone would not do: a NaN times zero is NaN in every gradient. So the rows are
+        blanked and the pass is repeated, on all ranks, for ZeRO-3 runs them in step.
+        """
+        if self._stop.is_set():
+            raise Stopped
+        logprobs, entropies = self._policy.log_probs(batch)
+        broken = torch.zeros(len(batch.input_ids), dtype=torch.bool)
+        broken[batch.rows[~torch.isfinite(logprobs.detach())]] = True
+        if self._ranks.any(bool(broken.any())):
+            sums.rollouts_dropped += int(broken.sum())
+            batch = batch.without(broken)
+            logprobs, entropies = self._policy.log_probs(batch)
+        return batch, logprobs, entropies
+
+    def _result(self, sums: Sums, norms: list[float], learning_rate: float) -> TrainedStep:
+        names = [field.name for field in fields(Sums)]
+        total = Sums(
+            **dict(zip(names, self._ranks.sum([getattr(sums, n) for n in names]), strict=True))
+        )
+        tokens, mismatch_tokens = max(total.tokens, 1.0), max(total.mismatch_tokens, 1.0)
+        if total.rollouts_dropped:
+            log.warning("%d rollouts gave no finite log-probs", total.rollouts_dropped)
+        return TrainedStep(
+            entropy_nats=total.entropy / tokens,
+            clip_fraction_low=total.clipped_low / tokens,
+            clip_fraction_high=total.clipped_high / tokens,
+            grad_norm=sum(norms) / len(norms),
+            loss=total.loss / len(norms),
+            learning_rate=learning_rate,
+            mismatch_kl_nats=total.mismatch / mismatch_tokens,
+            tokens_trained=int(total.tokens),
+            rollouts_dropped=int(total.rollouts_dropped),
+            updates=len(norms),
+        )
+
+
+def _add_mismatch(sums: Sums, batch: MicroBatch, logprobs: torch.Tensor) -> None:
+    trained = batch.weights > 0
+    sums.mismatch += float(mismatch_kl(logprobs, batch.rollout_logprobs)[trained].sum())
+    sums.mismatch_tokens += int(trained.sum())

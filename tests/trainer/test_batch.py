@@ -1,0 +1,109 @@
+"""Rows, ranks and micro-batches of a plan."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dapod.v1.buffer_pb2 import PlannedGroup
+from services.trainer.batch import (
+    advantages,
+    assemble,
+    cut,
+    judged_tokens,
+    prompt_weights,
+    updates,
+)
+from tests.trainer.doubles import make_group, make_plan, planned
+
+GROUPS = st.lists(
+    st.tuples(st.integers(1, 30), st.lists(st.integers(1, 60), min_size=2, max_size=6)),
+    min_size=1,
+    max_size=8,
+)
+
+
+def lines(groups):
+    return [
+        PlannedGroup(group_id=str(i), prompt_tokens=prompt, response_tokens=responses)
+        for i, (prompt, responses) in enumerate(groups)
+    ]
+
+
+@given(GROUPS, st.integers(1, 5), st.integers(90, 300))
+def test_every_row_is_trained_once_and_all_ranks_keep_step(groups, ranks, budget):
+    shares = cut(lines(groups), ranks=ranks, tokens_per_micro_batch=budget)
+    seen = [(r.group_id, r.rollout) for share in shares for rows in share for r in rows]
+    assert sorted(seen) == sorted(
+        (str(g), i) for g, (_, n) in enumerate(groups) for i in range(len(n))
+    )
+    assert len({len(share) for share in shares}) == 1 and shares[0]
+
+
+@given(GROUPS, st.integers(1, 5), st.integers(90, 300))
+def test_a_micro_batch_keeps_the_token_budget_with_its_padding(groups, ranks, budget):
+    for share in cut(lines(groups), ranks=ranks, tokens_per_micro_batch=budget):
+        for rows in share:
+            assert len(rows) * max((row.fed for row in rows), default=0) <= budget
+
+
+@given(GROUPS, st.integers(1, 4))
+def test_ranks_get_about_the_same_tokens(groups, ranks):
+    shares = cut(lines(groups), ranks=ranks, tokens_per_micro_batch=100)
+    loads = [sum(row.fed for rows in share for row in rows) for share in shares]
+    longest = max(prompt + max(responses) for prompt, responses in groups)
+    assert max(loads) - min(loads) <= 2 * longest
+
+
+def test_a_rank_needs_few_groups_beyond_its_share():
+    shares = cut(lines([(5, [10] * 4)] * 8), ranks=4, tokens_per_micro_batch=1000)
+    for share in shares:
+        assert len({row.group_id for rows in share for row in rows}) == 2
+
+
+def test_updates_are_consecutive_groups_of_the_plan():
+    groups = [make_group(str(i), [2, 3], correct=[True, False]) for i in range(6)]
+    plan = make_plan(0, groups, prompts_per_update=2)
+    ids = [[group.group_id for group in update] for update in updates(plan)]
+    assert ids == [["0", "1"], ["2", "3"], ["4", "5"]]
+
+
+def micro_batch(*groups):
+    (rows,) = cut([planned(g) for g in groups], ranks=1, tokens_per_micro_batch=10_000)[0]
+    by_id = {g.group_id: g for g in groups}
+    weights = prompt_weights(judged_tokens(iter(rows), by_id))
+    return rows, assemble(rows, by_id, advantages(by_id), weights)
+
+
+def test_only_response_tokens_carry_loss_and_the_last_one_does():
+    group = make_group("a", [3, 2], correct=[True, False], prompt_tokens=4)
+    _, batch = micro_batch(group)
+    assert batch.input_ids.shape == (2, 6)
+    assert batch.columns.tolist() == [3, 4, 5, 3, 4]
+    ids = np.concatenate([r.token_ids for r in group.rollouts])
+    assert batch.targets.tolist() == ids.tolist()
+    assert (batch.weights > 0).all()
+
+
+def test_the_weights_of_an_update_add_up_to_one_whatever_the_lengths():
+    groups = [make_group(str(i), [1 + 7 * i, 3], correct=[True, False]) for i in range(4)]
+    _, batch = micro_batch(*groups)
+    assert float(batch.weights.sum()) == pytest.approx(1.0)
+
+
+def test_an_unjudged_rollout_has_no_weight_and_is_not_in_the_denominator():
+    group = make_group("a", [5, 3, 2], correct=[True, None, False])
+    rows, batch = micro_batch(group)
+    unjudged = torch.tensor([rows[r].rollout == 1 for r in batch.rows])
+    assert (batch.weights[unjudged] == 0).all()
+    assert batch.weights[~unjudged].tolist() == pytest.approx([1 / 7] * 7)
+
+
+def test_a_payload_of_other_lengths_than_planned_is_refused():
+    group = make_group("a", [3, 2], correct=[True, False])
+    line = planned(group)
+    line.response_tokens[0] = 4
+    (rows,) = cut([line], ranks=1, tokens_per_micro_batch=100)[0]
+    with pytest.raises(ValueError, match="group=a rollout 0 has"):
+        assemble(rows, {"a": group}, {"a": [1.0, -1.0]}, {"a": 1.0})
