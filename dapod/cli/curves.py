@@ -1,0 +1,48 @@
+"""curves.png: four small pictures of how a run went, over its steps."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dapod.cli.steps import StepRow
+
+_PANELS: list[tuple[str, str, Callable[[StepRow], float], bool]] = [
+    ("Accuracy", "share of rollouts correct", lambda row: row.accuracy, True),
+    ("Informative groups", "share of groups sampled", lambda row: row.informative, True),
+    ("Entropy", "nats per token", lambda row: row.entropy_nats, False),
+    ("Response length", "mean tokens", lambda row: row.response_tokens_mean, False),
+]
+
+
+def draw_curves(rows: Sequence[StepRow], title: str, file: Path) -> None:
+    """Writes the picture; needs no display."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    panels = figure.subplots(2, 2, sharex=True).flat
+    for axes, (name, unit, value, is_share) in zip(panels, _PANELS, strict=True):
+        _draw(axes, rows, value)
+        axes.set_title(name, fontsize=11, loc="left")
+        axes.set_ylabel(unit, fontsize=9)
+        if is_share:
+            axes.set_ylim(0, 1)
+        else:
+            known = [value(row) for row in rows if not math.isnan(value(row))]
+            axes.set_ylim(0, 1.1 * max(known, default=1.0) or 1.0)
+    for axes in figure.axes[2:]:
+        axes.set_xlabel("step", fontsize=9)
+    figure.savefig(file, dpi=130)
+
+
+def _draw(axes: Axes, rows: Sequence[StepRow], value: Callable[[StepRow], float]) -> None:
+    steps = [row.step + 1 for row in rows]
+    axes.plot(steps, [value(row) for row in rows], marker="o", markersize=3, color="#1f6f8b")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

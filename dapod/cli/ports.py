@@ -1,0 +1,63 @@
+"""Ports for one run: chosen once, the same after every restart of a service.
+
+Not `bind(0)`: that gives ephemeral ports, which the kernel also hands to outgoing connections.
+While a service is dead its clients keep connecting to its port, and one of them may be given that
+very port as its own, connect to itself and keep the port from the service that comes back.
+"""
+
+import random
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from dapod.config import ConfigError
+
+HOST = "127.0.0.1"
+_LOWEST = 15_000
+_HIGHEST = 32_000
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def free_ports(count: int) -> list[int]:
+    """Different free ports below the ephemeral ones."""
+    candidates = list(range(_LOWEST, _ceiling()))
+    random.shuffle(candidates)
+    chosen: list[int] = []
+    for port in candidates:
+        if len(chosen) == count:
+            return chosen
+        if is_free(port):
+            chosen.append(port)
+    raise ConfigError(f"{count} free ports on {HOST} between {_LOWEST} and {_ceiling()} are needed")
+
+
+def consecutive_ports(variable: str, value: str, names: Sequence[str]) -> list[int]:
+    """Ports the user asked for by naming the first. Raises `ConfigError` when one is in use."""
+    if not value.isdecimal() or not 0 < int(value) <= 65536 - len(names):
+        raise ConfigError(f"{variable}={value} is not a port number")
+    ports = [int(value) + index for index in range(len(names))]
+    for port, name in zip(ports, names, strict=True):
+        if not is_free(port):
+            raise ConfigError(
+                f"port {port} (of {name}, from {variable}={value}) is in use: free it, "
+                f"or set {variable} to another first port"
+            )
+    return ports
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on `port` now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def _ceiling() -> int:
+    try:
+        return max(_LOWEST + 1000, min(_HIGHEST, int(_EPHEMERAL.read_text().split()[0])))
+    except (OSError, ValueError, IndexError):
+        return _HIGHEST

@@ -1,0 +1,34 @@
+"""How often a service may be restarted: an arithmetic of times, nothing else.
+
+At most `MAX_RESTARTS` in any `WINDOW_SECONDS`; the pause before a restart doubles with each recent
+one.
+"""
+
+MAX_RESTARTS = 5
+WINDOW_SECONDS = 600.0
+FIRST_PAUSE_SECONDS = 0.5
+
+
+class RestartBudget:
+    """The restarts of one service. Times are given, so a test owns the clock."""
+
+    def __init__(self, *, first_pause_seconds: float = FIRST_PAUSE_SECONDS) -> None:
+        self._first_pause_seconds = first_pause_seconds
+        self.total = 0
+        """Restarts granted so far."""
+        self._granted: list[float] = []
+
+    def grant(self, now: float) -> float | None:
+        """Seconds to wait before the restart, or None when there were too many."""
+        self._granted = [then for then in self._granted if now - then < WINDOW_SECONDS]
+        if len(self._granted) >= MAX_RESTARTS:
+            return None
+        pause: float = self._first_pause_seconds * 2 ** len(self._granted)
+        self._granted.append(now)
+        self.total += 1
+        return pause
+
+    @property
+    def recent(self) -> int:
+        """Restarts granted within the window, as of the last grant."""
+        return len(self._granted)

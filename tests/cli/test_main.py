@@ -1,0 +1,179 @@
+"""The command line: bad input is one sentence and exit status 2; nothing is started."""
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dapod.cli.__main__ import main
+from dapod.cli.run_dir import RunDirectory, choose
+from dapod.config import load
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys, tmp_path: Path, monkeypatch) -> Refused:
+    """Gives the sentence a `dapod run` is refused with, and makes sure that it started nothing."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as exit:
+            raise SystemExit(main(["run", *map(str, arguments)]))
+        out, err = capsys.readouterr()
+        assert (exit.value.code, out) == (2, "")
+        assert err.startswith("dapod: ")
+        assert err.count("\n") == 1
+        assert not (tmp_path / "runs").exists()
+        return err
+
+    return run
+
+
+def test_the_installed_command_refuses_in_one_line(dapod, config_file: Path) -> None:
+    said = dapod("run", config_file, "--set", "algorithm.group_siz=8")
+    assert (said.status, said.out) == (2, "")
+    assert said.err == (
+        f"dapod: {config_file}: unknown key algorithm.group_siz "
+        f"(did you mean algorithm.group_size?)\n"
+    )
+
+
+def test_help_shows_examples(dapod) -> None:
+    said = dapod("run", "--help")
+    assert said.status == 0
+    assert "--resume" in said.out and "examples:" in said.out
+
+
+def test_a_missing_config(refused: Refused) -> None:
+    assert "cannot read the config nosuch.toml" in refused("nosuch.toml")
+
+
+def test_a_malformed_config(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("[run\n")
+    assert "is not valid TOML" in refused("bad.toml")
+
+
+def test_an_impossible_combination(refused: Refused, config_file: Path) -> None:
+    sentence = refused(config_file, "--set", "algorithm.prompts_per_update=3")
+    assert "must be a multiple of algorithm.prompts_per_update" in sentence
+
+
+def test_steps_that_are_no_number(refused: Refused, config_file: Path) -> None:
+    assert "run.steps = 'many'" in refused(config_file, "--steps", "many")
+
+
+def test_no_rollouts(refused: Refused, config_file: Path) -> None:
+    assert "--rollouts: '0' is not a number" in refused(config_file, "--rollouts", 0)
+
+
+def test_no_config(refused: Refused) -> None:
+    assert "required: CONFIG (see dapod run --help)" in refused()
+
+
+def test_responses_longer_than_the_models_context(refused: Refused, config_file: Path) -> None:
+    changes = ("sampling.max_response_tokens=60", "trainer.tokens_per_micro_batch=100")
+    arguments = [word for change in changes for word in ("--set", change)]
+    assert "the model's context is 64 tokens" in refused(config_file, *arguments)
+
+
+def test_a_model_that_is_not_there(refused: Refused, config_file: Path) -> None:
+    shutil.rmtree(config_file.parent / "model")
+    assert "dapod model fetch" in refused(config_file)
+
+
+def test_a_model_without_safetensors(refused: Refused, config_file: Path) -> None:
+    (config_file.parent / "model" / "model.safetensors").unlink()
+    assert "holds no .safetensors file" in refused(config_file)
+
+
+def test_a_data_set_without_the_column(refused: Refused, config_file: Path) -> None:
+    sentence = refused(config_file, "--set", "data.answer_column=key")
+    assert "line 1 has no column 'key' (its columns: 'question', 'answer')" in sentence
+
+
+def test_no_room_for_two_policies(refused: Refused, config_file: Path) -> None:
+    size = shutil.disk_usage(config_file.parent).free
+    os.truncate(config_file.parent / "model" / "model.safetensors", size)  # a hole, no bytes
+    assert "two policies take" in refused(config_file)
+
+
+def test_an_unreachable_redis(refused: Refused, config_file: Path) -> None:
+    sentence = refused(config_file, "--redis-url", "redis://me:secret@127.0.0.1:1/0")
+    assert "redis://me:***@127.0.0.1:1/0: no answer to PING" in sentence
+    assert "secret" not in sentence
+
+
+def test_a_redis_url_of_another_kind(refused: Refused, config_file: Path) -> None:
+    assert "must begin with redis://" in refused(config_file, "--redis-url", "http://127.0.0.1")
+
+
+def test_a_port_in_use(refused: Refused, config_file: Path, monkeypatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("DAPOD_OPS_PORT", str(port))
+        sentence = refused(config_file)
+    assert f"port {port} (of buffer, from DAPOD_OPS_PORT={port}) is in use" in sentence
+
+
+def test_a_run_directory_of_another_config(refused: Refused, config_file: Path) -> None:
+    directory = begun(config_file)
+    sentence = refused(config_file, "--run-dir", directory.path, "--set", "algorithm.group_size=8")
+    assert "belongs to another config (algorithm.group_size is 4 there and 8 here)" in sentence
+
+
+def test_a_run_directory_that_is_taken(refused: Refused, config_file: Path) -> None:
+    directory = begun(config_file)
+    assert "pass --resume to go on with it" in refused(config_file, "--run-dir", directory.path)
+
+
+def test_a_directory_of_something_else(refused: Refused, config_file: Path) -> None:
+    assert "not a run directory" in refused(config_file, "--run-dir", config_file.parent)
+
+
+def test_nothing_to_resume(refused: Refused, config_file: Path) -> None:
+    assert "holds no run to go on with" in refused(config_file, "--resume")
+
+
+def test_nothing_left_to_train(refused: Refused, config_file: Path) -> None:
+    directory = begun(config_file)
+    (directory.path / "summary.json").write_text('{"steps": 4}')
+    sentence = refused(config_file, "--run-dir", directory.path, "--resume")
+    assert "has trained its 4 steps: pass --steps with a larger number" in sentence
+
+
+def test_a_checkpoint_of_another_number_of_ranks(refused: Refused, config_file: Path) -> None:
+    directory = begun(config_file)
+    checkpoint = directory.path / "checkpoints" / "step-2"
+    checkpoint.mkdir()
+    (checkpoint / "checkpoint.json").write_text(json.dumps({"step": 2, "ranks": 2}))
+    sentence = refused(config_file, "--run-dir", directory.path, "--resume")
+    assert "trainer.ranks = 2 and cannot be loaded with 1" in sentence
+
+
+def test_a_directory_that_another_runner_holds(refused: Refused, config_file: Path) -> None:
+    directory = begun(config_file)
+    with directory.locked():
+        sentence = refused(config_file, "--run-dir", directory.path, "--resume")
+    assert f"is in use by another dapod run (process {os.getpid()})" in sentence
+
+
+def test_a_right_config_is_called_right(dapod, config_file: Path) -> None:
+    said = dapod("config", "check", config_file, "--set", "run.steps=7")
+    assert (said.status, said.err) == (0, "")
+    assert "7 steps of 2 groups of 4 rollouts" in said.out
+
+
+def begun(config_file: Path) -> RunDirectory:
+    """A run directory as a start leaves it, outside `runs/`."""
+    config = load(config_file)
+    given = config_file.parent / "begun"
+    directory = choose(config, given=given, resume=False, redis="embedded")
+    directory.open(config, "embedded")
+    return directory
