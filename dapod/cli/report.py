@@ -9,16 +9,17 @@ from dapod.cli.answers import Answer
 from dapod.cli.progress import duration
 from dapod.cli.summary import Summary
 
-_COLUMN = 44
+_COLUMN = 36
 
 
 def learned(summary: Summary) -> list[str]:
     """Accuracy before and after, and what it took."""
     lines = [
-        f"trained {summary.steps} of {summary.steps_wanted} steps in {duration(summary.seconds)}"
+        f"trained {summary.steps} of {summary.steps_wanted} steps; "
+        f"this start took {duration(summary.seconds)} in all"
     ]
     if summary.steps < summary.steps_wanted:
-        lines[0] += f": {summary.end_reason or 'the run ended early'}"
+        lines.append(f"it ended early: {summary.end_reason or 'no reason was given'}")
     if summary.accuracy_first is not None and summary.accuracy_last is not None:
         lines.append(
             f"accuracy {summary.accuracy_first:.2f} in the first step, "

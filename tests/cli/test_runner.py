@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dapod.cli.processes import PROC, carrying
+from dapod.cli.processes import PROC, carrying, kill_all
 from tests.cli.conftest import ROOT
 from tests.cli.waiting import wait_until
 
@@ -55,8 +55,14 @@ class FakeRun:
         return carrying(self.mark)
 
     def reaper(self) -> int:
-        wait_until(lambda: len(self._reapers()) == 1, "one reaper")
-        return self._reapers()[0]
+        found: list[int] = []
+
+        def one() -> bool:
+            found[:] = self._reapers()
+            return len(found) == 1
+
+        wait_until(one, "one reaper")
+        return found[0]
 
     def _reapers(self) -> list[int]:
         return [pid for pid in self.alive() if b"dapod.cli.reaper" in _command_line(pid)]
@@ -84,8 +90,13 @@ def start(tmp_path: Path) -> Iterator[object]:
     yield begin
     for run in runs:
         run.process.kill()
-        run.process.communicate(timeout=10)
-        wait_until(lambda run=run: run.alive() == [], "nothing left")
+        run.process.wait(timeout=10)
+        for stream in (run.process.stdout, run.process.stderr):
+            stream.close()
+        try:
+            wait_until(lambda run=run: run.alive() == [], "nothing left")
+        finally:
+            kill_all(run.mark)
 
 
 def test_a_run_ends_when_the_trainer_has(start) -> None:
@@ -112,7 +123,7 @@ def test_a_killed_runner_leaves_nothing_behind(start) -> None:
     run.wait_for("buffer", "rollout", "trainer")
     assert len(run.alive()) == 6  # runner, reaper, three services, the engine
     run.process.kill()
-    wait_until(lambda: run.alive() == [], "nothing left", seconds=5)
+    wait_until(lambda: run.alive() == [], "nothing left")
 
 
 def test_the_reaper_is_replaced_when_it_dies(start) -> None:
@@ -122,7 +133,7 @@ def test_the_reaper_is_replaced_when_it_dies(start) -> None:
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: run.reaper() != first, "another reaper")
     run.process.kill()
-    wait_until(lambda: run.alive() == [], "nothing left", seconds=5)
+    wait_until(lambda: run.alive() == [], "nothing left")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -145,7 +156,17 @@ def test_a_second_ctrl_c_does_not_wait_for_the_stubborn(start) -> None:
     while "stopping" not in run.process.stdout.readline():
         pass
     run.process.send_signal(signal.SIGINT)
-    run.process.wait(timeout=4)
+    run.process.wait(timeout=8)  # of a grace of 10
+    assert run.alive() == []
+
+
+def test_a_reader_that_goes_away_ends_the_run(start) -> None:
+    run = start(buffer=SLEEP, rollout=WITH_ENGINE, trainer=f"print('up', flush=True); {SLEEP}")
+    run.wait_for("rollout", "trainer")
+    assert run.process.stdout is not None
+    run.process.stdout.close()  # as in `dapod run ... | head`
+    os.kill(run.reaper(), signal.SIGKILL)  # that is something to say
+    assert run.process.wait(timeout=15) != 0
     assert run.alive() == []
 
 
