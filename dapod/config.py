@@ -144,7 +144,7 @@ class Buffer(Section):
     lease_seconds: float = Field(default=60.0, gt=0.0)
     """A lease that is not renewed this long expires; pods renew at a third of it."""
     queue_prompts: int = Field(default=64, ge=1)
-    """Prompts tokenised ahead of being leased."""
+    """Prompts queued ahead of being leased."""
 
 
 class RunConfig(Section):

@@ -1,7 +1,7 @@
 """The ledger of a step: which groups it trains, in which order, and the digest both sides check.
 
-The buffer writes it to Redis before a batch is handed out; the trainer keeps it in its checkpoints and
-carries it back with every commit, so either can lose it and have it rebuilt from the other.
+The buffer writes it to Redis before a batch is handed out; the trainer keeps it in its checkpoints
+and carries it back with every commit, so either can lose it and have it rebuilt from the other.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class LedgerEntry:
 
 
 def plan_digest(step: int, prompts_per_update: int, groups: Iterable[tuple[str, str]]) -> str:
-    """SHA-1 in hex over the step, the cut into updates, and each group's (id, payload sha256), in order.
+    """SHA-1 in hex over step, cut into updates, and each group's id and payload sha256, in order.
 
     Example: `plan_digest(7, 8, [("0-12", sha_a), ("0-3", sha_b)])` hashes the text
-    `"7 8\\n0-12 <sha_a>\\n0-3 <sha_b>\\n"`. SHA-1 since that is what a Lua script in Redis offers; it guards
+    `"7 8\\n0-12 <sha_a>\\n0-3 <sha_b>\\n"`. SHA-1 is what a Lua script in Redis offers; it guards
     against loss and mix-ups, the payloads' SHA-256 against the rest.
     """
     lines = [f"{step} {prompts_per_update}\n"]

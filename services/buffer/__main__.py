@@ -1,7 +1,7 @@
 """Starts the buffer service: `python -m services.buffer`, environment in `dapod.environment`.
 
-Everything that can be wrong with config, data or Redis is said before the port opens. Afterwards Redis may
-go away and come back: calls are answered UNAVAILABLE meanwhile, and /readyz says why.
+Everything that can be wrong with config, data or Redis is said before the port opens. Afterwards
+Redis may go away and come back: calls are answered UNAVAILABLE meanwhile, and /readyz says why.
 """
 
 from __future__ import annotations

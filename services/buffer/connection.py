@@ -45,8 +45,8 @@ def _wait(client: redis.Redis, url: str, deadline: float, stop: threading.Event)
         except redis.RedisError as error:
             if time.monotonic() > deadline or stop.wait(0.1):
                 raise ConfigError(
-                    f"DAPOD_REDIS_URL={masked(url)} does not answer ({error}): start a Redis or Valkey "
-                    f"server there, or correct the URL"
+                    f"DAPOD_REDIS_URL={masked(url)} does not answer ({error}): start a Redis or "
+                    f"Valkey server there, or correct the URL"
                 ) from error
 
 
@@ -60,7 +60,7 @@ def masked(url: str) -> str:
 
 
 def check_memory(client: redis.Redis, config: RunConfig) -> None:
-    """Raises `ConfigError` unless the payloads that may live at once fit, and nothing is ever evicted."""
+    """Raises `ConfigError` unless all payloads that may live at once fit and none is evicted."""
     memory = client.info("memory")
     limit = int(memory.get("maxmemory", 0))
     if not limit:
@@ -75,7 +75,8 @@ def check_memory(client: redis.Redis, config: RunConfig) -> None:
         raise ConfigError(
             f"Redis may hold {limit >> 20} MiB (maxmemory), this run needs up to {_mib(need)} MiB: "
             f"{config.live_payload_steps} steps of {config.algorithm.prompts_per_step} groups of "
-            f"{config.group_bytes >> 10} KiB; raise maxmemory or lower trainer.checkpoint_every_steps"
+            f"{config.group_bytes >> 10} KiB; raise maxmemory or lower "
+            f"trainer.checkpoint_every_steps"
         )
 
 

@@ -1,7 +1,7 @@
 """All metrics of the buffer service.
 
-What the run has come to is read from Redis at each scrape (`StateCollector`): a restart of the buffer loses
-none of it, and every replica tells the same. What this process did is counted here.
+What the run has come to is read from Redis at each scrape (`StateCollector`): a restart of the
+buffer loses none of it, and every replica tells the same. What this process did is counted here.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class BufferMetrics:
         )
         self.batch_staleness = Histogram(
             "dapod_buffer_batch_staleness_versions",
-            "Staleness of each group in a batch when it was cut: the trainer's version minus the group's; "
-            "above algorithm.max_staleness is a bug.",
+            "Staleness of each group in a batch when it was cut: the trainer's version minus the "
+            "group's; above algorithm.max_staleness is a bug.",
             buckets=_VERSIONS,
             registry=registry,
         )
@@ -102,7 +102,7 @@ def _gauges(counts: Counts) -> Iterator[Metric]:
     yield groups
     yield _gauge(
         "conservation_error_groups",
-        "Groups lost or doubled, recounted from the keys; anything but 0 is a bug or a tampered Redis.",
+        "Groups lost or doubled, recounted from the keys; above 0 is a bug or a tampered Redis.",
         counts.conservation_error,
     )
     yield _gauge("payload_bytes", "Sampled groups held in Redis.", counts.payload_bytes)

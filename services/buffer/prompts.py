@@ -1,7 +1,7 @@
 """The prompts of a run: every row once an epoch, in an order that follows from the seed alone.
 
-A group's identity is `<epoch>-<row>`. Order and tokens are computed, never stored: any replica can answer
-for any identity, and Redis holds ids only.
+A group's identity is `<epoch>-<row>`. Order and tokens are computed, never stored: any replica can
+answer for any identity, and Redis holds ids only.
 
 Example: seed 0 and 200 rows give `0-57, 0-12, ...` and, 200 prompts on, `1-103, ...`.
 """
@@ -74,14 +74,14 @@ class Prompts:
         return self._prompts[int(row)]
 
     def _shuffle(self, epoch: int) -> list[int]:
-        # Python's own generator: its shuffle has not changed since 3.2, numpy's may between versions.
+        # Python's own generator: its shuffle is unchanged since 3.2, numpy's may change.
         rows = list(range(len(self)))
         random.Random(f"{self._seed}/{epoch}").shuffle(rows)
         return rows
 
 
 def load_prompts(config: RunConfig) -> Prompts:
-    """Reads and tokenises the data set. Raises `ConfigError`, for too long prompts with their line."""
+    """Reads and tokenises the data set. Raises `ConfigError`, naming prompts too long."""
     rows = read_rows(config.data)
     tokenizer = PromptTokenizer(Path(config.model.path), chat=config.data.chat)
     token_ids = tokenizer.encode([row.message for row in rows])
@@ -99,8 +99,8 @@ def _check_lengths(token_ids: Sequence[TokenIds], config: RunConfig) -> None:
         longest = max(map(len, token_ids))
         raise ConfigError(
             f"data.path: {len(long)} of {len(token_ids)} prompts are longer than "
-            f"sampling.max_prompt_tokens = {limit} (first: row {long[0]}; longest: {longest} tokens): "
-            f"raise it to {longest}, or leave those rows out"
+            f"sampling.max_prompt_tokens = {limit} (first: row {long[0]}; longest: {longest} "
+            f"tokens): raise it to {longest}, or leave those rows out"
         )
     if any(len(ids) == 0 for ids in token_ids):
         raise ConfigError("data.path: a prompt is empty")

@@ -1,6 +1,6 @@
 """The Lua scripts as Python calls: one method call, one atomic change of state.
 
-Knows how scripts are called and how Redis fails; nothing about groups. Flow: `Scripts.call(name, args)` ->
+Knows how scripts are called and how Redis fails; nothing about groups. Flow: `call(name, args)` ->
 EVALSHA with the run's meta key, the settings with the clock, and the arguments as JSON.
 """
 
@@ -29,7 +29,7 @@ class StoreFull(Exception):
 
 
 _AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError)
-"""BusyLoadingError and AuthenticationError are ConnectionErrors; read-only is a replica in a failover."""
+"""BusyLoadingError is a ConnectionError; read-only is what a replica says in a failover."""
 
 
 class Scripts:
@@ -62,7 +62,7 @@ class Scripts:
         return _asking(lambda: self._run(script, args, *blobs))
 
     def call_synced(self, script: str, args: Mapping[str, Any], timeout_ms: int) -> None:
-        """Runs one script and waits until the append-only file holds it, where the server offers that.
+        """Runs one script and waits until the append-only file holds it, where there is one.
 
         Both on one connection: WAITAOF (Redis 7.2) speaks of the caller's own writes only.
         """
@@ -74,7 +74,7 @@ class Scripts:
             replies = _asking(lambda: pipeline.execute(raise_on_error=False))
         if isinstance(replies[0], redis.RedisError):
             raise StoreAway(f"Redis did not note the ledger: {replies[0]}")
-        # An older server, or one without an append-only file: the trainer stays the only other witness.
+        # An older server, or no append-only file: the trainer is the only other witness.
         self._waits_for_aof = not isinstance(replies[-1], redis.ResponseError)
 
     def _run(

@@ -1,4 +1,4 @@
-"""BufferService: requests in, replies out. Checks who asks, translates, and holds the long poll open.
+"""BufferService: requests in, replies out. Checks who asks, translates, holds the long poll open.
 
 Everything else is `submission` (is this a group?) and `store` (what becomes of it?).
 """
@@ -46,7 +46,7 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
 
 
 def serving(handler: Callable[..., Reply]) -> Callable[..., Reply]:
-    """Decorates a method: measured, the caller's run checked, the store's refusals given their status."""
+    """Decorates a method: measures, checks the caller's run, gives refusals a status."""
 
     @answering
     @functools.wraps(handler)
@@ -184,7 +184,7 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
     def _wait_for_batch(
         self, request: buffer_pb2.NextBatchRequest, context: grpc.ServicerContext
     ) -> Plan | NoPlan:
-        """The long poll: looks after every submission here, and now and then for the other replicas'."""
+        """The long poll: looks after each submission here, and now and then for other replicas'."""
         deadline = time.monotonic() + min(request.wait_seconds, MAX_WAIT_SECONDS)
         while True:
             found = self._store.next_batch(request.step, request.lineage)

@@ -1,7 +1,8 @@
 """The state of a run in Redis, as operations: each calls one script and names what it answers.
 
-Not a place for rules: those are in `lua/`, where they are atomic. What does not fit one script is here: the
-queue is refilled from `Prompts` after a grant, and a new ledger is synced before anyone sees its batch.
+Not a place for rules: those are in `lua/`, where they are atomic. What does not fit one script is
+here: the queue is refilled from `Prompts` after a grant, and a new ledger is synced before anyone
+sees its batch.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Store:
         self._queue_prompts = config.buffer.queue_prompts
 
     def start(self, config_digest: str) -> None:
-        """Binds the run to its config and data. Raises `ConfigError` when Redis knows it with others."""
+        """Binds the run to its config and data. `ConfigError` when Redis knows it with others."""
         args = {"config_digest": config_digest, "data_digest": self._prompts.digest}
         differs = [part.decode() for part in self._scripts.call("start", args)]
         if differs:
@@ -95,7 +96,7 @@ class Store:
 
     def _refill(self, queued: int, cursor: Cursor) -> None:
         """A compare-and-set on the cursor: when another replica was faster, it did the work."""
-        # Identities that are trained already (a witness named them) are passed over: hence the loop.
+        # Identities trained already (a witness named them) are passed over: hence the loop.
         while 0 <= queued < self._queue_prompts:
             ids, behind = self._prompts.next_ids(cursor, self._queue_prompts - queued)
             args = {
@@ -120,7 +121,7 @@ class Store:
         self._scripts.call("expire", {})
 
     def submit(self, submission: Submission) -> Disposition:
-        """Raises `UnknownLease`, or `ValueError` when the group is of another policy than the lease."""
+        """Raises `UnknownLease`, or `ValueError` for a group of another policy than the lease."""
         args = {
             "id": submission.lease.group_id,
             "attempt": submission.lease.attempt,
@@ -140,8 +141,8 @@ class Store:
             raise UnknownLease(f"lease_id: {submission.lease} was never granted")
         if word == "policy":
             raise ValueError(
-                f"group.rollouts.policy_spans.policy: {submission.policy}, but the lease was granted for "
-                f"v{rest[0]}-{rest[1]}"
+                f"group.rollouts.policy_spans.policy: {submission.policy}, but the lease was "
+                f"granted for v{rest[0]}-{rest[1]}"
             )
         return Disposition(word)
 

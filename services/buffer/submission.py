@@ -1,4 +1,4 @@
-"""From a SubmitGroup request to a `Submission`: everything that can be checked without Redis is checked here.
+"""From a SubmitGroup request to a `Submission`: what can be checked without Redis is checked here.
 
 Dynamic sampling (section 3.2; eq. 8's condition) is decided here, by `correct` and never by reward.
 """
@@ -65,7 +65,8 @@ class SubmissionReader:
             )
         if len(group.rollouts) != self._group_size:
             raise ValueError(
-                f"group.rollouts: {len(group.rollouts)}, but algorithm.group_size is {self._group_size}"
+                f"group.rollouts: {len(group.rollouts)}, but algorithm.group_size is "
+                f"{self._group_size}"
             )
         leased = self._prompts.get(lease.group_id).token_ids
         if group.prompt_token_ids.tolist() != leased.tolist():
@@ -79,7 +80,7 @@ class SubmissionReader:
 
 
 def disposition(correct: list[bool | None]) -> Disposition:
-    """What becomes of a group with these judgements: only informative ones are kept (section 3.2)."""
+    """What becomes of a group judged so: only informative ones are kept (section 3.2)."""
     judged = [c for c in correct if c is not None]
     if len(judged) < 2:
         return Disposition.FAILED
@@ -89,7 +90,7 @@ def disposition(correct: list[bool | None]) -> Disposition:
 
 
 def _policy(group: Group) -> PolicyVersion:
-    """The one policy of the group: a lease is granted for one version, so mixing them is refused."""
+    """The one policy of the group: a lease is for one version, so a mixture is refused."""
     policies = {span.policy for rollout in group.rollouts for span in rollout.policy_spans}
     if len(policies) != 1:
         named = ", ".join(sorted(map(str, policies))) or "none"

@@ -1,7 +1,7 @@
-"""A user's message to prompt token ids, once, without torch: `tokenizers` and the model's chat template.
+"""A user's message to prompt token ids without torch: `tokenizers` and the model's chat template.
 
-transformers would do the same and import torch on the way (seconds, hundreds of megabytes); a test compares
-the two. A template's date is left to the template's own default: prompts must not change at midnight.
+transformers would do the same and import torch on the way (seconds, hundreds of megabytes); a test
+compares the two. A template's date is left to its own default: prompts must not change at midnight.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PromptTokenizer:
         self._template = _template(directory, settings) if chat else None
 
     def encode(self, messages: Sequence[str]) -> list[TokenIds]:
-        """The prompts of user messages, as `apply_chat_template(add_generation_prompt=True)` makes them."""
+        """The prompts of user messages, as `apply_chat_template` with a generation prompt."""
         texts = [self._render(message) for message in messages]
         # A chat template writes the special tokens itself.
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=self._template is None)

@@ -1,6 +1,6 @@
-"""A whole run on a virtual clock: rollout pods of different speed, a trainer, one real store between them.
+"""A whole run on a virtual clock: pods of different speed, a trainer, a real store between them.
 
-A pod changes over as the design says: it stops asking, lets its groups finish, then loads the newest policy.
+A pod changes over as the design says: it stops asking, lets its groups finish, then loads.
 """
 
 from __future__ import annotations

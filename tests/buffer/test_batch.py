@@ -53,7 +53,7 @@ def test_a_plan_says_what_the_trainer_needs_to_cut_the_work(world: World) -> Non
 
 def test_the_reason_for_waiting_is_said_in_words(world: World) -> None:
     assert waiting(world, 0) == "0 of 2 informative groups; 0 leases open"
-    first, second, _ = world.lease("a", 0, 3)
+    first, *_ = world.lease("a", 0, 3)
     world.submit(first)
     assert waiting(world, 0) == "1 of 2 informative groups; 2 leases open, oldest v0"
 
@@ -72,7 +72,7 @@ def test_a_batch_waits_for_the_old_leases_that_would_become_stale(make_world) ->
 
 
 def counterexample(world: World) -> list[int]:
-    """S = 2, N = 1: three leases at v0, one done; then a fourth, granted at v1, overtakes two of them."""
+    """S = 2, N = 1: three leases at v0, one done; a fourth, of v1, overtakes two of them."""
     a, b, c = world.lease("slow", 0, 3)
     world.submit(a)
     world.train(0)
@@ -175,6 +175,14 @@ def test_the_allowance_counts_from_commit_to_commit_and_not_what_expired(make_wo
     world.sample(0, 1)
     world.train(0)
     assert len(world.lease("a", 1, 3)) == 2
+
+
+def test_a_late_submission_counts_in_the_allowance_again(make_world) -> None:
+    world = make_world(max_leases_per_step=2, prompts_per_step=1)
+    (late,) = world.lease("a", 0, 1)
+    world.clock.sleep(61)
+    assert world.submit(late, "all_wrong") is Disposition.ALL_WRONG
+    assert len(world.lease("a", 0, 2)) == 1
 
 
 def test_the_run_is_finished_after_its_steps_and_goes_on_when_they_are_raised(

@@ -7,7 +7,7 @@ from tests.buffer.world import World
 
 @pytest.fixture
 def busy(world: World) -> World:
-    """A run with groups in every place: steps 0 and 1 trained, 0 behind the checkpoint, 2 batched."""
+    """Groups in every place: steps 0 and 1 trained, 0 behind the checkpoint, 2 batched."""
     world.step(0)
     world.step(1)
     world.store.checkpointed(1)

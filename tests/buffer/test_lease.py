@@ -26,6 +26,11 @@ def test_a_worker_of_an_older_lineage_is_told_which_to_load(world: World) -> Non
     assert str(grant.policy) == "v0-second"
 
 
+def test_a_worker_with_a_policy_that_was_never_published_gets_nothing(world: World) -> None:
+    assert world.lease("a", 5, 1) == []
+    assert world.refusal == "v5 is not published: load v0-first"
+
+
 def test_leases_are_granted_up_to_the_staleness_bound(world: World) -> None:
     # (max_staleness + 0 + 1) * 2 groups may ever be sampled from version 0.
     assert len(world.lease("a", 0, 9)) == 4
@@ -75,6 +80,9 @@ def test_a_lease_that_was_lost_cannot_be_renewed(world: World) -> None:
     assert world.store.renew(world.worker("a", 0), [kept, done]) == [done]
     world.clock.sleep(61)
     assert world.store.renew(world.worker("a", 0), [kept]) == [kept]
+    (again,) = world.lease("b", 0, 1)
+    assert again.group_id == kept.group_id
+    assert world.store.renew(world.worker("a", 0), [kept, again]) == [kept]
 
 
 def test_a_returned_lease_is_leased_again_at_once(world: World) -> None:

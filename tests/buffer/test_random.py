@@ -1,6 +1,7 @@
-"""Random runs: lease, submit, expire, return, cut, commit, checkpoint, crash, lose Redis; then the invariants.
+"""Random runs: lease, submit, expire, return, cut, commit, checkpoint, crash, lose Redis.
 
-Seeded, so a failure repeats. The model is small: what the trainer knows (its ledger and checkpoint).
+The invariants are checked after each action. Seeded, so a failure repeats. The model is small: what
+the trainer knows (its ledger and checkpoint).
 """
 
 import random

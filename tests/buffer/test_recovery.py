@@ -181,7 +181,7 @@ def test_work_that_a_rebuilt_step_makes_too_old_is_sampled_again(make_world) -> 
     world.commit(plan)
     assert world.place(third.group_id) == "queued"
     assert [world.place(id_) for id_ in plan_ids] == ["trained"] * 2
-    world.conserved()
+    assert world.conserved().payload_bytes == 0
     world.step(1)
     world.conserved()
 
@@ -221,3 +221,82 @@ def test_two_replicas_over_one_redis_are_as_right_as_one(client: redis.Redis) ->
         one.commit(plan)
         two.commit(plan)
         assert one.conserved() == two.conserved()
+
+
+def test_work_that_a_resume_makes_too_old_is_sampled_again(make_world) -> None:
+    world = make_world(max_staleness=0)
+    before = snapshot(world.client)
+    plan = world.step(0)
+    restore(world.client, before)
+    redone = world.lease("a", 0, 2)
+    assert [lease.group_id for lease in redone] == ids(plan)
+    world.submit(redone[0], "all_wrong")
+    (third,) = world.lease("a", 0, 1)
+    world.submit(third)
+    world.resume(1, "second")
+    assert world.place(third.group_id) == "queued"
+    world.step(1)
+    world.conserved()
+
+
+def test_a_run_that_ended_without_a_batch_may_try_again_after_a_restart(make_world) -> None:
+    world = make_world(max_leases_per_step=2)
+    for lease in world.lease("a", 0, 2):
+        world.submit(lease, "all_correct")
+    found = world.ask(0)
+    assert isinstance(found, NoPlan) and found.finished
+    world.resume(0, "second")
+    assert len(world.lease("a", 0, 2)) == 2
+
+
+def test_a_witness_that_took_groups_of_a_later_step_dissolves_that_step(world: World) -> None:
+    plans = [world.step(step) for step in range(3)]
+    world.resume(0, "second")
+    entry = LedgerEntry(step=0, group_ids=tuple(ids(plans[1])), digest="of-the-trainer")
+    world.store.commit(entry, PolicyVersion(number=1, lineage="second"))
+    assert [world.place(id_) for id_ in ids(plans[1])] == ["trained"] * 2
+    assert [world.place(id_) for id_ in ids(plans[2])] == ["ready"] * 2
+    counts = world.conserved()
+    assert counts.next_step == 1 and counts.groups["batched"] == 0
+
+
+def test_a_step_whose_payload_is_not_the_one_in_its_digest_is_dissolved(world: World) -> None:
+    plan = world.step(0)
+    world.client.hset(world.key(f"g:{ids(plan)[0]}"), "sha256", "another")
+    assert world.resume(0, "second").dissolved_steps == (0,)
+    world.conserved()
+
+
+def test_a_lost_ledger_before_the_checkpoint_is_rebuilt_and_the_rest_replayed(world: World) -> None:
+    plans = [world.step(step) for step in range(3)]
+    world.store.checkpointed(1)
+    world.client.delete(world.key("ledger:0"))
+    assert world.counts().conservation_error == 1
+    assert world.resume(1, "second").replay_steps == (1, 2)
+    world.conserved()
+    assert not world.client.exists(world.key(f"g:{ids(plans[0])[0]}")), "nothing freed comes back"
+    assert world.cut(1).groups == plans[1].groups
+
+
+def test_a_checkpoint_that_knows_better_takes_groups_from_the_steps_to_replay(world: World) -> None:
+    plans = [world.step(step) for step in range(3)]
+    world.ledger[0] = LedgerEntry(step=0, group_ids=tuple(ids(plans[1])), digest="known")
+    assert world.resume(1, "second").dissolved_steps == (1, 2)
+    assert [world.place(id_) for id_ in ids(plans[1])] == ["trained"] * 2
+    assert [world.place(id_) for id_ in ids(plans[0])] != ["trained"] * 2
+    world.conserved()
+
+
+def test_of_what_is_too_much_the_leases_go_first(make_world) -> None:
+    world = make_world(prompts_per_step=1)
+    before = snapshot(world.client)
+    world.sample(0, 1)
+    plan = world.cut(0)
+    restore(world.client, before)
+    again, sampled = world.lease("a", 0, 2)
+    world.submit(sampled)
+    world.submit(again, "all_wrong")
+    (leased,) = world.lease("a", 0, 1)
+    world.commit(plan)
+    assert world.place(sampled.group_id) == "ready" and world.place(leased.group_id) == "queued"
+    world.conserved()

@@ -1,4 +1,4 @@
-"""The staleness bound on a virtual clock, with a straggler 20 times slower than the rest (invariants 3, 4)."""
+"""Invariants 3 and 4 on a virtual clock, with a straggler 20 times slower than the rest."""
 
 import pytest
 import redis

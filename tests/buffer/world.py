@@ -1,4 +1,4 @@
-"""A run on a virtual clock over a real Valkey: a store, groups made up to order, and the trainer's part.
+"""A run on a virtual clock over a real Valkey: a store, groups to order, and the trainer's part.
 
 Example: `world.resume(0); (lease,) = world.lease("a", 0, 1); world.submit(lease); world.cut(0)`.
 """

@@ -123,3 +123,21 @@ def test_pruning_keeps_the_newest_and_whatever_is_in_use(store):
 def test_publishing_nothing_is_refused(store):
     with pytest.raises(PolicyCorrupt, match="no safetensors"):
         store.publish(version(0), lambda _: None)
+
+
+def test_published_files_can_be_read_by_pods_of_another_user(store):
+    def write_privately(directory: Path) -> None:
+        write(directory)
+        (directory / "model.safetensors").chmod(0o600)
+
+    store.publish(version(0), write_privately)
+    modes = {file.stat().st_mode & 0o777 for file in store.path(version(0)).iterdir()}
+    assert modes == {0o644}
+
+
+def test_what_a_crashed_writer_left_is_swept(store):
+    store.publish(version(0), write)
+    (store.root / ".v1-aa.tmp").mkdir()
+    (store.root / ".v0-bb.gone").mkdir()
+    store.sweep()
+    assert {entry.name for entry in store.root.iterdir()} == {"v0-aa", "v0"}

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- A step was trained and the next policy published. Returns {'ok', state, workers} or {'refused', sentence}.
+-- A step was trained and the next policy published.
+-- Returns {'ok', state, workers} or {'refused', sentence}.
 local step = args.step
 
 local function refused(...) return { 'refused', string.format(...) } end

@@ -177,7 +177,14 @@ local function plan_digest(step, ids)
   return redis.sha1hex(table.concat(lines))
 end
 
--- Step `first` and all later ones are cut anew: what they held is ready again, or queued if lost.
+-- A group leaves its batch: ready again, or queued when its payload is lost.
+local function release(id)
+  if redis.call('HEXISTS', group(id), 'payload') == 0 then return requeue(id) end
+  leave(id)
+  make_ready(id)
+end
+
+-- Step `first` and all later ones are cut anew.
 local function dissolve(first)
   local steps = {}
   for step = first, number('next_step') - 1 do
@@ -186,12 +193,7 @@ local function dissolve(first)
   end
   for _, index in ipairs({ BATCHED, TRAINED }) do
     for _, id in ipairs(redis.call('ZRANGEBYSCORE', index, first, '+inf')) do
-      if redis.call('HEXISTS', group(id), 'payload') == 1 then
-        leave(id)
-        make_ready(id)
-      else
-        requeue(id)
-      end
+      release(id)
     end
   end
   redis.call('HSET', META, 'next_step', math.min(first, number('next_step')))
@@ -211,8 +213,8 @@ end
 local function witness(step, ids, digest)
   if redis.call('EXISTS', ledger(step)) == 1 then
     for _, id in ipairs(ledger_ids(step)) do
-      leave(id)
-      if redis.call('HEXISTS', group(id), 'payload') == 1 then make_ready(id) else requeue(id) end
+      local where = redis.call('ZSCORE', BATCHED, id) or redis.call('ZSCORE', TRAINED, id)
+      if where and tonumber(where) == step then release(id) end
     end
   end
   for _, id in ipairs(ids) do

@@ -12,8 +12,8 @@ local function plan(word)
     local fields = redis.call('HMGET', group(id), 'version', 'prompt_tokens', 'lengths', 'sha256')
     for _, value in ipairs(fields) do lines[#lines + 1] = value or '' end
   end
-  return { word, redis.call('HGET', ledger(step), 'digest'), redis.call('HGET', ledger(step), 'stats') or '{}',
-    lines }
+  local entry = redis.call('HMGET', ledger(step), 'digest', 'stats')
+  return { word, entry[1], entry[2] or '{}', lines }
 end
 
 local function refused(...) return { 'refused', string.format(...) } end
@@ -70,7 +70,8 @@ if ready < N then
   if number('leases_this_step') >= settings.max_leases_per_step and open() == 0 then return end_run() end
   local low = redis.call('ZRANGE', OPEN, 0, 0, 'WITHSCORES')[2]
   local oldest = low and string.format(', oldest v%d', math.floor(tonumber(low) / VERSION)) or ''
-  return { 'waiting', string.format('%d of %d informative groups; %d leases open%s', ready, N, open(), oldest) }
+  return { 'waiting', string.format('%d of %d informative groups; %d leases open%s', ready, N, open(),
+    oldest) }
 end
 local w, excess = first_overfull(step, N)
 if w then

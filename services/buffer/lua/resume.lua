@@ -26,16 +26,25 @@ local function rebatch(done)
 end
 
 if step < number('checkpoint_step') then
-  return refused('the groups of the steps before %d were freed when its checkpoint was written: resume from '
-    .. 'checkpoint %d, or start a new run (another run.name)', number('checkpoint_step'),
+  return refused('the groups of the steps before %d were freed when its checkpoint was written: '
+    .. 'resume from checkpoint %d, or start a new run (another run.name)', number('checkpoint_step'),
     number('checkpoint_step'))
 end
 if args.lineage == get('policy_lineage') and number('policy_number') > step then
   return refused('lineage %s is at v%d already', args.lineage, number('policy_number'))
 end
 
--- Steps from `step` on are undone first: what the checkpoint says was trained may lie among them.
+-- What the checkpoint says was trained comes first: it may take groups from the steps to replay.
 local replay, dissolved, lost = {}, {}, false
+for i, entry in ipairs(args.ledger) do
+  local there = redis.call('HMGET', ledger(i - 1), 'digest', 'ids', 'state')
+  if there[1] ~= entry.digest or there[2] ~= entry.ids or there[3] ~= 'trained' then
+    local ids = {}
+    for id in string.gmatch(entry.ids, '%S+') do ids[#ids + 1] = id end
+    witness(i - 1, ids, entry.digest)
+    lost = true
+  end
+end
 for done = step, number('next_step') - 1 do
   if not intact(done) then
     dissolved = dissolve(done)
@@ -43,19 +52,6 @@ for done = step, number('next_step') - 1 do
   end
   rebatch(done)
   replay[#replay + 1] = done
-end
-for i, entry in ipairs(args.ledger) do
-  local there = redis.call('HMGET', ledger(i - 1), 'digest', 'ids', 'state')
-  local ids = {}
-  for id in string.gmatch(entry.ids, '%S+') do ids[#ids + 1] = id end
-  if there[1] ~= entry.digest or there[2] ~= entry.ids or there[3] ~= 'trained' then
-    if there[1] ~= entry.digest and #replay > 0 then
-      for _, one in ipairs(dissolve(step)) do dissolved[#dissolved + 1] = one end
-      replay = {}
-    end
-    witness(i - 1, ids, entry.digest)
-    lost = true
-  end
 end
 free_before(step)
 redis.call('HSET', META, 'policy_number', step, 'policy_lineage', args.lineage, 'leases_this_step', 0)
