@@ -85,6 +85,8 @@ class PolicyStore:
         manifest = _describe(policy, beside)
         _write_manifest(beside / MANIFEST, manifest)
         for file in beside.iterdir():
+            # safetensors writes 0600, but pods of another user read what is published.
+            file.chmod(0o644)
             _sync(file)
         _sync(beside)
         beside.rename(self.path(policy))
@@ -144,7 +146,7 @@ class PolicyStore:
         return removed
 
     def sweep(self) -> None:
-        """Removes what a crashed writer left half written or half removed. Only for the writer, at its start."""
+        """Removes what a crashed writer left half done. Only for the writer, at its start."""
         for leftover in (*self.root.glob(".*.tmp"), *self.root.glob(".*.gone")):
             shutil.rmtree(leftover)
 

@@ -26,6 +26,7 @@ def serve(service: Service) -> None:
     settings = service.config.reward
     metrics = RewardMetrics(service.registry)
     with VerifierPool(
+        verifiers=[service.config.data.verifier],
         workers=settings.workers,
         deadline_seconds=settings.deadline_seconds,
         memory_bytes=settings.memory_mib * 1024 * 1024,
@@ -34,15 +35,8 @@ def serve(service: Service) -> None:
         _wait_for_a_worker(service, pool)
         if service.stop.is_set():
             return
-        check_verifier(service.config.data.verifier, pool.verifiers)
         servicer = RewardServicer(pool=pool, config=service.config, metrics=metrics)
         _answer_until_stopped(service, pool, servicer)
-
-
-def check_verifier(name: str, known: tuple[str, ...]) -> None:
-    """The config names verifiers; only the workers, which load them, know which there are."""
-    if name not in known:
-        raise ConfigError(f"data.verifier = {name!r} is not a verifier; use {' or '.join(known)}")
 
 
 def _answer_until_stopped(service: Service, pool: VerifierPool, servicer: RewardServicer) -> None:
@@ -57,7 +51,10 @@ def _answer_until_stopped(service: Service, pool: VerifierPool, servicer: Reward
 
 
 def _wait_for_a_worker(service: Service, pool: VerifierPool) -> None:
+    """ConfigError when none will come: only a worker, which loads verifiers, knows their names."""
     while not service.stop.is_set() and not pool.wait_until_warm(LOOK_UP_SECONDS, workers=1):
+        if pool.refusal:
+            raise ConfigError(f"data.verifier = {pool.refusal}")
         report(service.health, pool)
 
 

@@ -48,7 +48,7 @@ class RewardMetrics:
                 self.kills.labels(outcome=outcome)
         self.worker_start_failures = Counter(
             "dapod_reward_worker_start_failures_total",
-            "Workers that ended or hung before they were warm.",
+            "Verifiers that did not load in time or at all, and workers that could not be forked.",
             registry=registry,
         )
         self.queue_depth = Gauge(

@@ -1,8 +1,8 @@
 """The pool: a fixed number of warm worker processes, one job each, killed when they overrun.
 
     verify_all ──► queue ──► slot thread ──► its worker process        (one thread, one process)
-        ▲                       │  no judgement? the process is dead or killed; respawn, and
-        └── futures ◄───────────┘  put the job back once: a fresh process takes it
+        ▲                       │  no judgement? the process is dead or killed; the nursery has
+        └── futures ◄───────────┘  the next, and the job goes back once: another takes it
 
 The pool knows outcomes and nothing about rewards. What it promises:
 
@@ -11,10 +11,7 @@ The pool knows outcomes and nothing about rewards. What it promises:
 - A worker that failed a verification is never used again, so the retry is always on another one.
 - Nothing waits for ever: threads look up once a second, workers are killed by pid.
 
-Measured on 2 cores: 7,000 to 8,000 `integer` and 3,800 to 5,200 `dapo_math` verifications a second
-(8,000 characters each) with 1 or 2 workers, and 50 to 80 ms from a kill to a warm replacement. So
-there is no spare worker: a lean verifier starts in less time than any sensible deadline. Once one
-imports a heavy library, a spare per pool is the first thing to add.
+MEASURED
 """
 
 import logging
@@ -27,14 +24,13 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from services.reward.metrics import RewardMetrics
-from services.reward.process import BrokenWorker, Job, Verification, VerifierProcess
+from services.reward.nursery import Nursery
+from services.reward.process import Job, Verification, VerifierProcess
+from services.reward.template import WorkerTemplate
 
 logger = logging.getLogger("dapod.reward")
 
 _LOOK_UP_SECONDS = 1.0
-_WARM_SECONDS = 60.0
-_RESTART_PAUSE_SECONDS = 1.0
-"""Between failed starts, or a verifier that does not import would eat a core."""
 _JOIN_SECONDS = 10.0
 
 
@@ -58,23 +54,23 @@ class VerifierPool:
     def __init__(
         self,
         *,
+        verifiers: Sequence[str],
         workers: int,
         deadline_seconds: float,
         memory_bytes: int,
         metrics: RewardMetrics,
-        verifiers_module: str = "services.reward.verifiers",
     ) -> None:
         self.workers = workers
         self._deadline_seconds = deadline_seconds
-        self._memory_bytes = memory_bytes
-        self._verifiers_module = verifiers_module
         self._metrics = metrics
+        self._nursery = Nursery(
+            start=lambda: WorkerTemplate(verifiers=verifiers, memory_bytes=memory_bytes),
+            metrics=metrics,
+        )
         self._queue: queue.Queue[_Ticket | None] = queue.Queue()  # None only wakes a thread up
         self._stopping = threading.Event()
         self._changed = threading.Condition()
-        self._processes: dict[int, VerifierProcess] = {}
         self._warm: set[int] = set()
-        self._verifiers: tuple[str, ...] = ()
         self._threads = [
             threading.Thread(target=self._run_slot, args=(slot,), name=f"verifier-{slot}")
             for slot in range(workers)
@@ -84,6 +80,7 @@ class VerifierPool:
 
     def __enter__(self) -> Self:
         """Start the workers; returns at once, see `wait_until_warm`."""
+        self._nursery.__enter__()
         for thread in self._threads:
             thread.start()
         return self
@@ -92,9 +89,7 @@ class VerifierPool:
         """Kill every worker and end every thread. Whatever is unfinished raises PoolStopped."""
         with self._changed:
             self._stopping.set()
-            processes = list(self._processes.values())
-        for process in processes:
-            process.kill()
+        self._nursery.__exit__()
         for _thread in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -112,8 +107,12 @@ class VerifierPool:
     @property
     def verifiers(self) -> tuple[str, ...]:
         """The names it can judge by, as the workers said; empty until one was warm."""
-        with self._changed:
-            return self._verifiers
+        return self._nursery.verifiers
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the workers cannot judge by a name they were given: for the user to change."""
+        return self._nursery.refusal
 
     def wait_until_warm(self, seconds: float, *, workers: int | None = None) -> bool:
         """Whether that many workers (all, if not given) are warm in time."""
@@ -123,65 +122,38 @@ class VerifierPool:
 
     def verify_all(self, jobs: Sequence[Job], seconds: float) -> list[Verification]:
         """Judge all jobs side by side, in order; TimeoutError when `seconds` do not suffice."""
-        now = time.monotonic()
-        tickets = [_Ticket(job=job, give_up_at=now + seconds, queued_at=now) for job in jobs]
-        with self._changed:  # `__exit__` empties the queue; nothing may come after that
-            if self._stopping.is_set():
-                raise PoolStopped
-            for ticket in tickets:
-                self._queue.put(ticket)
-        done, late = wait([ticket.future for ticket in tickets], seconds)
+        futures = [self.submit(job, seconds) for job in jobs]
+        done, late = wait(futures, seconds)
         if late:
             raise TimeoutError(
                 f"{len(done)} of {len(jobs)} responses were verified within {seconds:.3g} s"
             )
-        return [ticket.future.result(0) for ticket in tickets]
+        return [future.result(0) for future in futures]
 
-    # One slot: a thread that owns a process and replaces it.
+    def submit(self, job: Job, seconds: float) -> "Future[Verification]":
+        """Judge one job; nobody begins with it after `seconds`, and the future stays open."""
+        now = time.monotonic()
+        ticket = _Ticket(job=job, give_up_at=now + seconds, queued_at=now)
+        with self._changed:  # `__exit__` empties the queue; nothing may come after that
+            if self._stopping.is_set():
+                raise PoolStopped
+            self._queue.put(ticket)
+        return ticket.future
+
+    # One slot: a thread that uses one process after the other.
 
     def _run_slot(self, slot: int) -> None:
-        while not self._stopping.is_set():
+        while (process := self._nursery.worker()) is not None:
+            self._set_warm(slot, True)
             try:
-                self._run_one_process(slot)
-            except (BrokenWorker, OSError) as error:  # OSError: no memory or pids for a process
-                if self._stopping.is_set():
-                    return
-                self._metrics.worker_start_failures.inc()
-                logger.error("%s; trying again in %g s", error, _RESTART_PAUSE_SECONDS)
-                self._stopping.wait(_RESTART_PAUSE_SECONDS)
+                self._use(process)
+            finally:
+                self._set_warm(slot, False)
+                process.close()
 
-    def _run_one_process(self, slot: int) -> None:
-        process = self._spawn(slot)
-        try:
-            self._warm_up(slot, process)
-            self._use(process)
-        finally:
-            self._discard(slot, process)
-
-    def _spawn(self, slot: int) -> VerifierProcess:
-        # Under the lock, so that `__exit__` either finds this process or none is started after it.
+    def _set_warm(self, slot: int, warm: bool) -> None:
         with self._changed:
-            if self._stopping.is_set():
-                raise BrokenWorker("the pool is stopping")
-            process = VerifierProcess(
-                verifiers_module=self._verifiers_module, memory_bytes=self._memory_bytes
-            )
-            self._processes[slot] = process
-        return process
-
-    def _warm_up(self, slot: int, process: VerifierProcess) -> None:
-        process.wait_until_warm(_WARM_SECONDS)
-        with self._changed:
-            self._warm.add(slot)
-            self._verifiers = process.verifiers
-            self._metrics.workers_warm.set(len(self._warm))
-            self._changed.notify_all()
-
-    def _discard(self, slot: int, process: VerifierProcess) -> None:
-        process.close()
-        with self._changed:
-            del self._processes[slot]
-            self._warm.discard(slot)
+            (self._warm.add if warm else self._warm.discard)(slot)
             self._metrics.workers_warm.set(len(self._warm))
             self._changed.notify_all()
 

@@ -1,29 +1,20 @@
-"""One warm worker process, seen from the service: start it, ask it, kill it.
+"""One warm worker process, seen from the service: ask it, kill it.
 
-Started as a new program, not with `multiprocessing`: `Popen` without `preexec_fn` is vfork and
-exec, so no Python of ours runs in a forked copy of a process with gRPC threads, no forkserver has
-to be made before gRPC, and nothing is pickled (invariant 10). It costs about 60 ms (measured, see
-`pool`), which a worker only pays after a kill.
-
-Every wait here has a deadline. Not thread-safe but for `kill`: one thread owns a process, and that
-thread must live as long as it does (Linux ties "die with the parent" to the thread).
+Every wait here has a deadline. Not thread-safe: one thread owns a process. It was forked by a
+template process, which alone can kill and reap it without mistaking another process for it.
 """
 
-import contextlib
 import json
-import os
+import select
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from dapod.types import Outcome
 
 MAX_REPLY_BYTES = 64 * 1024
-_EXIT_SECONDS = 0.2
-_REAP_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,43 +41,27 @@ class Verification:
 
 
 class BrokenWorker(Exception):
-    """The process answered something that is no reply, or ended while it started."""
+    """A process answered something that is no reply, or could not be started."""
 
 
 class VerifierProcess:
-    """A started worker. Use `wait_until_warm` once, then `judge` until it is no longer `alive`."""
+    """A started worker, warm from the first moment; of use until it is no longer `alive`."""
 
-    def __init__(self, *, verifiers_module: str, memory_bytes: int) -> None:
-        self._connection, theirs = socket.socketpair()
+    def __init__(
+        self, *, connection: socket.socket, pid: int, end: Callable[[int], int | None]
+    ) -> None:
+        """`end` kills by pid, if need be, and returns the exit status, if it can be known."""
+        self.pid = pid
+        self._connection = connection
+        self._end = end
+        self._ended = False
+        self._status: int | None = None
         self._received = b""
-        self.verifiers: tuple[str, ...] = ()
-        """The names it can judge by; known once warm."""
-        with theirs:
-            self._popen = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "services.reward.worker"),
-                    *("--verifiers", verifiers_module),
-                    *("--memory-bytes", str(memory_bytes)),
-                ],
-                stdin=theirs.fileno(),
-                # The worker finds the packages that the service found.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-                # Ctrl-C is for the service, which lets its workers finish what they have.
-                start_new_session=True,
-            )
-        self.pid = self._popen.pid
 
     @property
     def alive(self) -> bool:
-        return self._popen.poll() is None
-
-    def wait_until_warm(self, seconds: float) -> None:
-        """Raise BrokenWorker or TimeoutError, the process killed, if it does not get there."""
-        try:
-            self.verifiers = tuple(self._receive(time.monotonic() + seconds)["verifiers"])
-        except (ConnectionError, TimeoutError, BrokenWorker) as error:
-            self.kill()
-            raise BrokenWorker(f"verifier worker did not start: {self._exit(error)}") from error
+        """Between two jobs: a worker says nothing unasked, so what can be read is its end."""
+        return not self._ended and not select.select([self._connection], [], [], 0)[0]
 
     def judge(self, job: Job, seconds: float) -> Verification:
         """Never raises for what the job does. Whatever is no judgement leaves the process dead.
@@ -110,9 +85,10 @@ class VerifierProcess:
         return Verification(outcome=outcome, detail=text, seconds=taken)
 
     def kill(self) -> None:
-        """SIGKILL, by pid; safe to repeat and from another thread."""
-        self._popen.kill()
-        self._popen.wait(_REAP_SECONDS)
+        """SIGKILL; safe to repeat."""
+        if not self._ended:
+            self._ended = True
+            self._status = self._end(self.pid)
 
     def close(self) -> None:
         self.kill()
@@ -138,11 +114,9 @@ class VerifierProcess:
         return _parsed(line)
 
     def _exit(self, error: Exception) -> str:
-        """How it ended, for the log; the socket closes a moment before the process is gone."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(_EXIT_SECONDS)
+        """How it ended, for the log."""
         self.kill()
-        return f"{error} (exit status {self._popen.returncode})"
+        return f"{error} (exit status {self._status})"
 
 
 def _left(deadline: float) -> float:

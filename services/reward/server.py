@@ -19,7 +19,7 @@ from services.reward.process import Job, Verification
 
 MAX_RESPONSES = 1024  # algorithm.group_size goes no higher
 MAX_TEXT_CHARACTERS = 4 * 1024 * 1024  # 20,480 tokens of 200 characters
-MAX_ANSWER_CHARACTERS = 10_000
+MAX_ANSWER_CHARACTERS = 100_000  # a reasoning-gym entry as JSON may be 14,000
 MAX_CALL_SECONDS = 600.0
 """For a caller that set no deadline."""
 

@@ -1,15 +1,24 @@
-"""The program of one verifier process: read a job, judge it, answer, for ever.
+"""The program of the verifier processes: load the verifiers once, then fork a worker when asked.
 
-It is trusted code run on untrusted text. It has no deadline of its own: `process` holds the other
-end of the socket and kills this program when an answer is late. It limits its own memory, because
-only it knows what it weighs once the verifiers are loaded. Standard library only, and neither
-`dapod` nor gRPC: a replacement for a killed worker must be warm in a blink.
+    python -m services.reward.worker --memory-bytes 536870912 math_verify
 
-    python -m services.reward.worker --verifiers services.reward.verifiers --memory-bytes 536870912
+    service ── control socket ──► template (this program, verifiers loaded, never judges)
+       │                              │ fork: 10 ms, however heavy the libraries
+       └──── one socket a worker ──► worker: read a job, judge it, answer, for ever
 
-One JSON object a line, both ways, over the socket that is standard input:
+It is trusted code run on untrusted text. A worker has no deadline of its own: `process` holds the
+other end of its socket and has it killed when an answer is late. It limits its own memory, because
+only it knows what it weighs. Forking is safe here: the template has one thread and no gRPC, it is
+never the service itself. Standard library only, and no verifier but those it is given.
 
-    ← {"verifiers": ["dapo_math", "integer"]}                        once, when warm
+Over the control socket, a message each (SOCK_SEQPACKET), standard input of the template:
+
+    ← {"verifiers": ["integer"]}      once, when warm; or {"refused": "'integr' is not a verifier"}
+    → start, with a socket            ← {"pid": 4711}
+    → 4711                            ← {"status": -9}      killed, if it still ran, and reaped
+
+Over a worker's socket, one JSON object a line:
+
     → {"verifier": "integer", "response": "12", "answer": "12"}
     ← {"correct": true, "extracted": "12"}   or   {"error": "ValueError: the key 'x' is not …"}
 """
@@ -17,7 +26,7 @@ One JSON object a line, both ways, over the socket that is standard input:
 import argparse
 import contextlib
 import ctypes
-import importlib
+import gc
 import json
 import os
 import resource
@@ -27,32 +36,87 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from services.reward.verifiers.judgement import Verifier
+from services.reward.verifiers import load
+from services.reward.verifiers.judgement import RefusedVerifier, Verifier
 
+START = b"start"
 EXIT_OUT_OF_MEMORY = 12  # ENOMEM
 MAX_DETAIL_CHARACTERS = 300
+MAX_REFUSAL_CHARACTERS = 2000
+_MESSAGE_BYTES = 64
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--verifiers", required=True, help="the module that holds VERIFIERS")
     parser.add_argument("--memory-bytes", required=True, type=int, help="on top of what is loaded")
+    parser.add_argument("verifiers", nargs="+", metavar="NAME", help="what it is to judge by")
     arguments = parser.parse_args()
     die_with_the_parent()
-    connection = take_standard_input()
-    verifiers = importlib.import_module(arguments.verifiers).VERIFIERS
-    silence()
-    limit_memory(arguments.memory_bytes)
+    control = take_standard_input()
     # The service died or closed the pool; it needs no farewell.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        serve(connection, verifiers)
+        try:
+            verifiers = {name: load(name) for name in arguments.verifiers}
+        except RefusedVerifier as error:
+            control.sendall(line({"refused": str(error)[:MAX_REFUSAL_CHARACTERS]}))
+            return
+        silence()
+        gc.freeze()  # a collection would touch, and so copy, every page that workers share
+        start_and_end_workers(control, verifiers, arguments.memory_bytes)
+
+
+def start_and_end_workers(
+    control: socket.socket, verifiers: Mapping[str, Verifier], memory_bytes: int
+) -> None:
+    """Until the other end closes; no worker outlives it."""
+    control.sendall(line({"verifiers": sorted(verifiers)}))
+    workers: set[int] = set()
+    try:
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 1)
+            if not message:
+                return
+            if message == START:
+                with socket.socket(fileno=descriptors[0]) as connection:
+                    workers.add(pid := fork_worker(control, connection, verifiers, memory_bytes))
+                control.sendall(line({"pid": pid}))
+            else:
+                workers.remove(pid := int(message))
+                control.sendall(line({"status": end(pid)}))
+    finally:
+        for pid in workers:
+            end(pid)
+
+
+def fork_worker(
+    control: socket.socket,
+    connection: socket.socket,
+    verifiers: Mapping[str, Verifier],
+    memory_bytes: int,
+) -> int:
+    template = os.getpid()
+    if pid := os.fork():
+        return pid
+    try:
+        die_with_the_parent()
+        if os.getppid() == template:  # else it died before that line
+            control.close()
+            limit_memory(memory_bytes)
+            serve(connection, verifiers)
+    finally:  # whatever happens, a worker never returns into the template's loop
+        os._exit(0)
+
+
+def end(pid: int) -> int:
+    """Nobody else reaps, so until here the pid is this worker's and nobody else's."""
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def serve(connection: socket.socket, verifiers: Mapping[str, Verifier]) -> None:
     """One job at a time until the other end closes."""
-    connection.sendall(line({"verifiers": sorted(verifiers)}))
     with connection.makefile("rb") as jobs:
         for job in jobs:
             connection.sendall(judge(verifiers, **json.loads(job)))
@@ -78,7 +142,7 @@ def line(message: Mapping[str, Any]) -> bytes:
 def die_with_the_parent() -> None:
     """SIGKILL when the thread that started us ends; a hung verifier reads no closed socket.
 
-    Should the parent have died before this line, the first read finds the socket closed.
+    Should the template's parent have died before this line, its first read finds a closed socket.
     """
     prctl: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
@@ -86,9 +150,13 @@ def die_with_the_parent() -> None:
 
 
 def take_standard_input() -> socket.socket:
-    """The socket moves to a descriptor of its own; a verifier that reads input finds none."""
+    """The socket moves to a descriptor of its own; a verifier that reads input finds none.
+
+    What a module prints while it is imported goes to the log: standard output may be a result.
+    """
     connection = socket.socket(fileno=os.dup(0))
     _point_at_null(0)
+    os.dup2(2, 1)
     return connection
 
 

@@ -35,9 +35,13 @@ def set_environment(variables: MutableMapping[str, str], config: RunConfig, *, c
     """Sets what vLLM, torch and OpenMP read when they are imported; a variable already set wins."""
     wanted = {
         "HF_HUB_OFFLINE": "1",  # all files are local
+        # gRPC runs in this process: a forked child of it would be undefined (vLLM's CUDA default).
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        # Its warnings at every load name layers that have no tensors of their own; what is really
+        # missing is found by `policies`, before the engine is touched.
+        "VLLM_LOGGING_LEVEL": "ERROR",
     }
     if cpu:
         # vLLM's sampler is compiled through torch even when the model is eager: that takes g++.
@@ -67,6 +71,7 @@ def engine_arguments(
         "logprobs_mode": "processed_logprobs",
         "seed": engine_seed(config.run.seed, worker_id),
         "enable_prefix_caching": True,
+        "use_tqdm_on_load": False,
         "worker_extension_cls": "services.rollout.lifeline.Lifeline",
     }
     if cpu:

@@ -82,12 +82,13 @@ class VllmEngine:
         self._ready = False
         try:
             await steps(verified)
-        except BaseException as error:
-            # Cancelled counts too: the weights may be half of each version.
-            self._fail(f"half-way through {verified.policy}: {type(error).__name__}: {error}")
-            if isinstance(error, Exception):
-                raise EngineFailed(self._failure) from error
+        except asyncio.CancelledError:
+            # The pod stops; the weights may be half of each version.
+            self._failure = f"stopped half-way through {verified.policy}"
             raise
+        except Exception as error:
+            self._fail(f"half-way through {verified.policy}: {type(error).__name__}: {error}")
+            raise EngineFailed(self._failure) from error
         self._loaded = verified.policy
         self._ready = True
 

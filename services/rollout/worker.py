@@ -87,7 +87,7 @@ class Worker:
             grant = await self._ask()
             for prompt in grant.prompts:
                 self._open.admit(prompt)
-            if grant.policy is not None and self._wants(grant.policy):
+            if grant.policy is not None and self._wants(grant.policy, grant.state):
                 await self._change_over(grant.policy)
             else:
                 await self._wait(grant)
@@ -123,13 +123,16 @@ class Worker:
             async with asyncio.timeout(grant.lease_seconds / 3 if slow else grant.retry_seconds):
                 await self._wake.wait()
 
-    def _wants(self, policy: PolicyVersion) -> bool:
-        """Number or lineage differs: load it, unless its files were found wrong a moment ago."""
-        if policy == self._engine.loaded:
+    def _wants(self, policy: PolicyVersion, state: RunState) -> bool:
+        """Number or lineage differs: load it, unless its files were found wrong a moment ago.
+
+        The last policy of a finished run is not loaded: nothing would be sampled from it.
+        """
+        if self._unreadable is not None and self._unreadable[0] != policy:
+            self._unreadable = None  # superseded
+        if policy == self._engine.loaded or state is RunState.FINISHED:
             return False
-        if self._unreadable is not None and self._unreadable[0] == policy:
-            return time.monotonic() >= self._unreadable[1]
-        return True
+        return self._unreadable is None or time.monotonic() >= self._unreadable[1]
 
     async def _change_over(self, policy: PolicyVersion) -> None:
         """Nothing is admitted from here on; groups in hand finish with the policy they have."""

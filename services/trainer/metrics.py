@@ -41,7 +41,7 @@ class TrainerMetrics:
         self.learning_rate = gauge("learning_rate", "Learning rate of the last step.")
         self.accuracy_ratio = gauge(
             "accuracy_ratio",
-            "Share of correct rollouts among all judged since the cut before, uniform ones included.",
+            "Share of correct rollouts among all judged since the cut before, uniform too.",
         )
         self.reward_mean = gauge(
             "reward_mean", "Mean reward of all rollouts judged since the cut before."

@@ -16,6 +16,7 @@ DeepSpeed as used here (design: measured facts):
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ class ResponseLogProbs(torch.nn.Module):
     def forward(
         self,
         input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
         rows: torch.Tensor,
         columns: torch.Tensor,
         targets: torch.Tensor,
@@ -69,7 +72,9 @@ class ResponseLogProbs(torch.nn.Module):
         """([T] log-probs of the targets, [T] entropies without gradient), float32, at the
         temperature."""
         self._positions = (rows, columns)
-        logits = self.model(input_ids=input_ids, use_cache=False).logits[0]
+        logits = self.model(
+            input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False
+        ).logits[0]
         # The logits are divided by the temperature, never the log-probs (trl#4159).
         logits = logits.float() / self._temperature
         normaliser = torch.logsumexp(logits, dim=-1)
@@ -91,7 +96,7 @@ class Policy:
         self._optimiser = config.optimiser
         self._layout = ModelLayout.of(Path(config.model.path))
         self._sharded = config.trainer.zero_stage == 3
-        model = _load(Path(config.model.path), dtype)
+        model = _load(Path(config.model.path), _stored(config, dtype))
         _check_names(model, self._layout)
         self.module = ResponseLogProbs(model, config.sampling.temperature)
         self._engine, _, _, _ = deepspeed.initialize(
@@ -101,6 +106,7 @@ class Policy:
                 parameters,
                 lr=config.optimiser.learning_rate,
                 weight_decay=config.optimiser.weight_decay,
+                fused=True,  # one pass over memory instead of a dozen
             ),
             config=engine_settings(config, ranks.size, dtype),
         )
@@ -109,8 +115,14 @@ class Policy:
     def log_probs(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """([T] log-probs, [T] entropies) of the response tokens, on the batch's device."""
         device = self._engine.device
-        tensors = (batch.input_ids, batch.rows, batch.columns, batch.targets)
-        logprobs, entropies = self._engine(*(tensor.to(device) for tensor in tensors))
+        logprobs, entropies = self._engine(
+            input_ids=batch.input_ids.to(device),
+            positions=batch.positions.to(device),
+            mask=None if batch.mask is None else batch.mask.to(device),
+            rows=batch.rows.to(device),
+            columns=batch.columns.to(device),
+            targets=batch.targets.to(device),
+        )
         # A handful of numbers: the loss and its statistics are computed where the batch is.
         return logprobs.to(batch.weights.device), entropies.to(batch.weights.device)
 
@@ -123,13 +135,20 @@ class Policy:
         """One optimiser update from the gradients so far; returns their norm before clipping."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._engine.step()
+        # Without ZeRO, DeepSpeed neither tells the norm nor minds one that is not finite.
+        norm = None if self._engine.zero_optimization() else self._whole_norm()
+        if norm is None or math.isfinite(norm):
+            self._engine.step()
         if not self._engine.was_step_applied():
             raise UpdateSkipped(
-                "DeepSpeed skipped the update because the gradient is not finite: lower "
+                "there was no update because the gradient is not finite: lower "
                 "optimiser.learning_rate, or resume from an earlier checkpoint"
             )
-        return float(self._engine.get_global_grad_norm())
+        return float(self._engine.get_global_grad_norm()) if norm is None else norm
+
+    def _whole_norm(self) -> float:
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up over rollout steps, then constant (section 4.1)."""
@@ -178,7 +197,12 @@ def engine_settings(config: RunConfig, ranks: int, dtype: torch.dtype) -> dict[s
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": ranks,
-        "bf16": {"enabled": dtype is torch.bfloat16},
+        "bf16": {"enabled": _stored(config, dtype) is torch.bfloat16},
+        # The ranks compute in bf16 either way.
+        "torch_autocast": {
+            "enabled": dtype is not _stored(config, dtype),
+            "dtype": "bfloat16",
+        },
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": {"stage": config.trainer.zero_stage, "overlap_comm": False},
@@ -186,6 +210,15 @@ def engine_settings(config: RunConfig, ranks: int, dtype: torch.dtype) -> dict[s
         "gradient_clipping": config.optimiser.gradient_clip,
         "steps_per_print": None,
     }
+
+
+def _stored(config: RunConfig, dtype: torch.dtype) -> torch.dtype:
+    """The type of the module's own parameters.
+
+    ZeRO keeps fp32 master weights beside them. Without ZeRO, DeepSpeed has no bf16 with fp32
+    gradient accumulation: there the parameters are the master weights, the computation is autocast.
+    """
+    return torch.float32 if config.trainer.zero_stage == 0 else dtype
 
 
 def _load(directory: Path, dtype: torch.dtype) -> Any:

@@ -69,14 +69,19 @@ def row(
 ) -> dict[str, float | int | None]:
     """The row of a step, in the documented order."""
     staleness = [plan.step - group.policy_number for group in plan.groups]
-    learnt, sampled = asdict(trained), plan.sampling
-    dropped = (learnt.pop("rollouts_dropped"), learnt.pop("updates"), learnt.pop("tokens_trained"))
+    sampled = plan.sampling
     return {
         "step": plan.step,
         # The version this step published.
         "policy_version": plan.step + 1,
         **sampling_means(sampled),
-        **learnt,
+        "entropy_nats": trained.entropy_nats,
+        "clip_fraction_low": trained.clip_fraction_low,
+        "clip_fraction_high": trained.clip_fraction_high,
+        "grad_norm": trained.grad_norm,
+        "loss": trained.loss,
+        "learning_rate": trained.learning_rate,
+        "mismatch_kl_nats": trained.mismatch_kl_nats,
         # Counts since the cut before, whichever step their groups go to.
         "groups_leased": sampled.groups_leased,
         "groups_kept": sampled.groups_kept,
@@ -85,7 +90,7 @@ def row(
         "groups_stale": sampled.groups_stale,
         "groups_failed": sampled.groups_failed,
         "tokens_generated": sampled.tokens_generated,
-        "tokens_trained": dropped[2],
+        "tokens_trained": trained.tokens_trained,
         # Over the batch's groups: this step - the oldest version among a group's tokens.
         "staleness_mean": sum(staleness) / len(staleness),
         "staleness_max": max(staleness),
@@ -128,7 +133,8 @@ class StepLog:
         kept = [line for line in lines if _step(line) is not None and (_step(line) or 0) < step]
         gone = [line for line in lines if line not in kept]
         if gone:
-            _append(self._superseded, [line for line in gone if _step(line) is not None])
+            if whole := [line for line in gone if _step(line) is not None]:
+                _append(self._superseded, whole)
             beside = self._rows.with_suffix(".tmp")
             beside.unlink(missing_ok=True)
             _append(beside, kept)

@@ -20,7 +20,9 @@ from dapod.config import RunConfig
 from dapod.types import Group
 from dapod.v1.buffer_pb2 import BatchPlan
 from services.trainer import batch as batches
-from services.trainer.batch import MicroBatch, Row
+from services.trainer import cut as cuts
+from services.trainer.batch import MicroBatch
+from services.trainer.cut import Row
 from services.trainer.loss import Clipping, importance_weights, mismatch_kl, policy_loss
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import Phases
@@ -71,12 +73,12 @@ class Updates:
     def cut(self, plan: BatchPlan) -> list[list[list[Row]]]:
         """[update][micro-batch][row] of this rank."""
         return [
-            batches.cut(
+            cuts.cut(
                 groups,
                 ranks=self._ranks.size,
                 tokens_per_micro_batch=self._tokens_per_micro_batch,
             )[self._ranks.rank]
-            for groups in batches.updates(plan)
+            for groups in cuts.updates(plan)
         ]
 
     def run(
@@ -107,7 +109,7 @@ class Updates:
         tokens = {g.group_id: n for g, n in zip(plan.groups, counts, strict=True)}
         advantages = batches.advantages(groups)
         assembled = []
-        for planned, micro_batches in zip(batches.updates(plan), cut, strict=True):
+        for planned, micro_batches in zip(cuts.updates(plan), cut, strict=True):
             weights = batches.prompt_weights({g.group_id: tokens[g.group_id] for g in planned})
             assembled.append(
                 [batches.assemble(rows, groups, advantages, weights) for rows in micro_batches]
@@ -153,10 +155,11 @@ class Updates:
     def _forward(
         self, batch: MicroBatch, sums: Sums
     ) -> tuple[MicroBatch, torch.Tensor, torch.Tensor]:
-        """Log-probs and entropies of a micro-batch without the rollouts that give no finite ones.
+        """Log-probs and entropies of a micro-batch without the rows that give no finite ones.
 
-        Zero weights alone would not do: a NaN times zero is NaN in every gradient. So the rows are
-        blanked and the pass is repeated, on all ranks, for ZeRO-3 runs them in step.
+        Zero weights alone would not do: NaN times zero is NaN, in every gradient and in attention
+        across a row. So whole rows are blanked and the pass is repeated, on all ranks, for ZeRO-3
+        runs them in step.
         """
         if self._stop.is_set():
             raise Stopped
@@ -164,7 +167,7 @@ class Updates:
         broken = torch.zeros(len(batch.input_ids), dtype=torch.bool)
         broken[batch.rows[~torch.isfinite(logprobs.detach())]] = True
         if self._ranks.any(bool(broken.any())):
-            sums.rollouts_dropped += int(broken.sum())
+            sums.rollouts_dropped += int(batch.rollouts[broken].sum())
             batch = batch.without(broken)
             logprobs, entropies = self._policy.log_probs(batch)
         return batch, logprobs, entropies

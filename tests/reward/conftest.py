@@ -1,7 +1,8 @@
 """Real pools over hostile verifiers."""
 
+import importlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from services.reward.metrics import RewardMetrics
 from services.reward.pool import VerifierPool
 
 MakePool = Callable[..., VerifierPool]
+
+
+@pytest.fixture
+def hostile(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of tests/reward/hostile_verifiers.py, as a user's own module."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # workers look where we look
+    names = importlib.import_module("hostile_verifiers").NAMES
+    return [f"python:hostile_verifiers:{name}" for name in names]
 
 
 @pytest.fixture
@@ -38,9 +47,8 @@ def metrics(registry: CollectorRegistry) -> RewardMetrics:
 
 
 @pytest.fixture
-def make_pool(metrics: RewardMetrics, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakePool]:
-    """A warm pool; stopped when the test ends."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # workers look where we look
+def make_pool(metrics: RewardMetrics, hostile: list[str]) -> Iterator[MakePool]:
+    """A warm pool, of hostile verifiers if not told otherwise; stopped when the test ends."""
     with ExitStack() as pools:
 
         def make(
@@ -48,15 +56,15 @@ def make_pool(metrics: RewardMetrics, monkeypatch: pytest.MonkeyPatch) -> Iterat
             workers: int = 1,
             deadline_seconds: float = 20.0,  # ample: only hangs need a short one
             memory_bytes: int = 64 << 20,
-            verifiers_module: str = "hostile_verifiers",
+            verifiers: Sequence[str] = hostile,
         ) -> VerifierPool:
             pool = pools.enter_context(
                 VerifierPool(
+                    verifiers=verifiers,
                     workers=workers,
                     deadline_seconds=deadline_seconds,
                     memory_bytes=memory_bytes,
                     metrics=metrics,
-                    verifiers_module=verifiers_module,
                 )
             )
             assert pool.wait_until_warm(30)

@@ -1,4 +1,4 @@
-"""Verifiers that misbehave; a pool loads them with `verifiers_module="hostile_verifiers"`.
+"""Verifiers that misbehave; a pool loads them as "python:hostile_verifiers:<function>".
 
 `answer` tells them what to do where they need telling: a path, usually.
 """
@@ -29,6 +29,12 @@ def hang_in_c(response: str, answer: str) -> Judgement:
     """Exponential backtracking: never returns to Python, so no thread could help."""
     re.match(r"(a+)+$", "a" * 60 + "b")
     raise AssertionError("unreachable")
+
+
+def hang_if_told(response: str, answer: str) -> bool:
+    if response == "hang":
+        hang(response, answer)
+    return True
 
 
 def touch_and_hang(response: str, answer: str) -> Judgement:
@@ -85,12 +91,16 @@ def nonsense(response: str, answer: str) -> Judgement:
     return Judgement(correct="yes", extracted="1")  # type: ignore[arg-type]
 
 
-def nothing(response: str, answer: str) -> Judgement:
-    return None  # type: ignore[return-value]
+def score(response: str, answer: str) -> float:
+    return 0.5
 
 
 def where(response: str, answer: str) -> Judgement:
     return Judgement(correct=True, extracted=str(os.getpid()))
+
+
+def parent(response: str, answer: str) -> Judgement:
+    return Judgement(correct=True, extracted=str(os.getppid()))
 
 
 def gate(response: str, answer: str) -> Judgement:
@@ -100,10 +110,27 @@ def gate(response: str, answer: str) -> Judgement:
     return Judgement(correct=True, extracted="open")
 
 
-VERIFIERS = {
-    verifier.__name__: verifier
-    for verifier in (
-        *(honest, mute, hang, hang_in_c, touch_and_hang, hoard, leave, leave_once),
-        *(refuse, refuse_loudly, chatter, forge, nonsense, nothing, where, gate),
-    )
-}
+NAMES = (
+    *(
+        "honest",
+        "mute",
+        "hang",
+        "hang_in_c",
+        "hang_if_told",
+        "touch_and_hang",
+        "hoard",
+        "leave",
+        "leave_once",
+    ),
+    *(
+        "refuse",
+        "refuse_loudly",
+        "chatter",
+        "forge",
+        "nonsense",
+        "score",
+        "where",
+        "parent",
+        "gate",
+    ),
+)

@@ -101,17 +101,34 @@ def test_it_serves_scores_and_pages_and_leaves_with_status_0(start, eventually):
     assert page(ops_port, "/healthz") == (0, "")
 
 
-def test_an_unknown_verifier_ends_it_with_one_sentence(start):
-    process, _, _ = start(QUICKSTART.replace('verifier = "integer"', 'verifier = "integr"'))
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (
+            "integr",
+            "dapod: data.verifier = 'integr' is not a verifier; use one of dapo_math, gsm8k, "
+            "integer, math_verify, python:<module>:<function>, reasoning_gym:<dataset>",
+        ),
+        (
+            "python:nowhere:judge",
+            "dapod: data.verifier = 'python:nowhere:judge': importing 'nowhere' failed with "
+            "ModuleNotFoundError: No module named 'nowhere'; it must be installed, on PYTHONPATH "
+            "or in the service's working directory",
+        ),
+    ],
+)
+def test_a_verifier_that_does_not_load_ends_it_with_one_sentence(start, name, sentence):
+    process, _, _ = start(QUICKSTART.replace('verifier = "integer"', f'verifier = "{name}"'))
     _, said = process.communicate(timeout=30)
     assert process.returncode == 2
-    sentence = "dapod: data.verifier = 'integr' is not a verifier; use dapo_math or integer"
     assert said.splitlines()[-1] == sentence
 
 
 def test_without_a_warm_worker_it_is_not_ready_and_says_why(metrics):
     health = Health()
-    pool = VerifierPool(workers=2, deadline_seconds=1, memory_bytes=1 << 26, metrics=metrics)
+    pool = VerifierPool(
+        verifiers=["integer"], workers=2, deadline_seconds=1, memory_bytes=1 << 26, metrics=metrics
+    )
     report(health, pool)  # never started
     assert not health.state.ready
     assert health.state.activity == "0 of 2 verifier workers are warm"

@@ -13,8 +13,12 @@ from services.reward.pool import PoolStopped, VerifierPool
 from services.reward.process import Job
 
 
+def named(verifier):
+    return f"python:hostile_verifiers:{verifier}"
+
+
 def job(verifier, response="12", answer="12"):
-    return Job(verifier=verifier, response=response, answer=answer, group_id="g1")
+    return Job(verifier=named(verifier), response=response, answer=answer, group_id="g1")
 
 
 def outcomes(pool, *jobs):
@@ -63,8 +67,8 @@ def test_a_failure_is_retried_once_then_returned_and_counted(make_pool, value, v
     assert outcomes(pool, job(verifier), job("honest")) == [outcome, Outcome.CORRECT]
     assert value("retries_total", outcome=outcome) == 1
     assert value("kills_total", outcome=outcome) == 2
-    assert value("verifications_total", verifier=verifier, outcome=outcome) == 1
-    assert value("verifications_total", verifier="honest", outcome="correct") == 1
+    assert value("verifications_total", verifier=named(verifier), outcome=outcome) == 1
+    assert value("verifications_total", verifier=named("honest"), outcome="correct") == 1
 
 
 def test_a_retry_that_succeeds_is_a_judgement_by_another_process(make_pool, tmp_path, value):
@@ -73,7 +77,7 @@ def test_a_retry_that_succeeds_is_a_judgement_by_another_process(make_pool, tmp_
     retried = pool.verify_all([job("leave_once", answer=str(tmp_path / "seen"))], 30)[0]
     assert retried.outcome is Outcome.CORRECT
     assert retried.extracted != first
-    assert value("verifications_total", verifier="leave_once", outcome="killed") is None
+    assert value("verifications_total", verifier=named("leave_once"), outcome="killed") is None
 
 
 def test_the_seconds_of_a_verification_include_its_retry(make_pool):
@@ -120,6 +124,15 @@ def test_a_worker_killed_while_idle_is_replaced(make_pool, eventually):
     eventually(lambda: pool.warm == 1, "the worker is replaced")
 
 
+def test_a_template_that_dies_is_replaced_and_no_job_is_lost(make_pool, eventually):
+    pool = make_pool(workers=2)
+    pid = int(pool.verify_all([job("parent")], 30)[0].extracted)
+    os.kill(pid, signal.SIGKILL)
+    assert outcomes(pool, *[job("honest")] * 20) == [Outcome.CORRECT] * 20
+    eventually(lambda: pool.warm == 2, "both workers are replaced")
+    assert int(pool.verify_all([job("parent")], 30)[0].extracted) != pid
+
+
 def test_a_call_that_runs_out_of_time_says_how_far_it_came(make_pool, tmp_path):
     pool = make_pool()
     jobs = [job("honest"), job("gate", answer=str(tmp_path / "never"))]
@@ -154,36 +167,41 @@ def test_stopping_kills_the_workers_and_wakes_every_caller(make_pool, value, eve
             call.result(10)
     with pytest.raises(PoolStopped):
         pool.verify_all([job("honest")], 30)
-    assert threading.active_count() == before - 2
+    assert threading.active_count() == before - 3  # two slots and the nursery
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
 
-def test_a_pool_whose_verifiers_do_not_load_is_never_warm_and_counts_why(
-    metrics, value, eventually
-):
+def test_a_pool_whose_verifiers_do_not_load_is_never_warm_and_says_why(metrics, value, eventually):
     with VerifierPool(
+        verifiers=["python:no_such_module:judge"],
         workers=1,
         deadline_seconds=1,
         memory_bytes=64 << 20,
         metrics=metrics,
-        verifiers_module="no_such_module",
     ) as pool:
-        eventually(lambda: value("worker_start_failures_total") > 0, "a start fails")
+        eventually(lambda: pool.refusal, "the refusal is known")
+        assert "importing 'no_such_module' failed with ModuleNotFoundError" in pool.refusal
+        assert value("worker_start_failures_total") > 0
         assert pool.warm == 0
         with pytest.raises(TimeoutError):
             pool.verify_all([job("honest")], 0.1)
 
 
 def test_the_services_own_verifiers_judge_in_the_pool(make_pool):
-    pool = make_pool(verifiers_module="services.reward.verifiers")
+    pool = make_pool(verifiers=["integer", "dapo_math"])
     assert pool.verifiers == ("dapo_math", "integer")
-    assert outcomes(
-        pool,
-        job("integer", "12.", "12"),
-        job("integer", "13", "12"),
-        job("integer", "seven", "12"),
-        job("dapo_math", "So:\nAnswer: $\\frac12$", "\\frac{1}{2}"),
-        job("integer", "12", "twelve"),
-    ) == [Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED, Outcome.CORRECT, Outcome.ERROR]
+    jobs = [
+        Job(verifier=verifier, response=response, answer=answer)
+        for verifier, response, answer in (
+            ("integer", "12.", "12"),
+            ("integer", "13", "12"),
+            ("integer", "7 + 5 = 12", "12"),
+            ("dapo_math", "So:\nAnswer: $\\frac12$", "\\frac{1}{2}"),
+            ("integer", "12", "twelve"),
+        )
+    ]
+    assert outcomes(pool, *jobs) == [
+        *(Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED, Outcome.CORRECT, Outcome.ERROR)
+    ]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dapod.types import Outcome
-from services.reward.process import BrokenWorker, Job, VerifierProcess
+from services.reward.process import BrokenWorker, Job
+from services.reward.template import VerifierRefused, WorkerTemplate
 
 
 def alive(pid):
@@ -22,30 +23,28 @@ def alive(pid):
 
 
 def job(verifier, response="12", answer="12"):
-    return Job(verifier=verifier, response=response, answer=answer)
+    return Job(verifier=f"python:hostile_verifiers:{verifier}", response=response, answer=answer)
 
 
 @pytest.fixture
-def start(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+def start():
+    """Workers of a new template each; ended at the end."""
     with ExitStack() as started:
 
-        def warm():
-            process = VerifierProcess(verifiers_module="hostile_verifiers", memory_bytes=64 << 20)
+        def warm(*verifiers):
+            template = WorkerTemplate(verifiers=verifiers, memory_bytes=64 << 20)
+            started.callback(template.close)
+            template.wait_until_warm(30)
+            process = template.start_worker()
             started.callback(process.close)
-            process.wait_until_warm(30)
             return process
 
         yield warm
 
 
 @pytest.fixture
-def process(start):
-    return start()
-
-
-def test_a_warm_worker_says_which_verifiers_it_has(process):
-    assert {"honest", "hang", "hoard"} <= set(process.verifiers)
+def process(start, hostile):
+    return start(*hostile)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def test_a_judgement_leaves_the_worker_alive(process, asked, outcome, extracted)
         ("refuse", Outcome.ERROR, "RuntimeError: no idea x"),
         ("refuse_loudly", Outcome.ERROR, "BaseException: not even an Exception"),
         ("nonsense", Outcome.ERROR, "no judgement"),
-        ("nothing", Outcome.ERROR, "AttributeError"),
+        ("score", Outcome.ERROR, "TypeError: returned 0.5, not True, False, None"),
         ("forge", Outcome.ERROR, "over 65536 bytes"),
     ],
 )
@@ -85,9 +84,9 @@ def test_a_failure_is_told_apart_and_ends_the_worker(process, verifier, outcome,
     assert not process.alive
 
 
-def test_prints_go_nowhere_and_a_huge_answer_is_cut(capfd, start):
+def test_prints_go_nowhere_and_a_huge_answer_is_cut(capfd, start, hostile):
     # Started here: what a fixture starts writes past capfd.
-    verification = start().judge(job("chatter"), 20)
+    verification = start(*hostile).judge(job("chatter"), 20)
     assert verification.outcome is Outcome.CORRECT
     assert len(verification.extracted) == 300
     assert capfd.readouterr() == ("", "")
@@ -105,24 +104,84 @@ def test_a_worker_killed_from_outside_is_an_outcome(process):
     assert "exit status -9" in verification.detail
 
 
-def test_a_worker_without_verifiers_does_not_start_and_says_why(capfd):
-    process = VerifierProcess(verifiers_module="no_such_module", memory_bytes=64 << 20)
-    with pytest.raises(BrokenWorker, match="did not start"):
-        process.wait_until_warm(30)
-    process.close()
-    assert "No module named 'no_such_module'" in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("integr", "'integr' is not a verifier; use one of dapo_math, gsm8k, integer, "),
+        ("integer:3", "'integer:3' is not a verifier"),
+        ("python", "'python' is not a verifier; use one of .*python:<module>:<function>"),
+        ("python:os", "'python:os' is incomplete; write python:<module>:<function>"),
+        ("python:os:nope", "'python:os:nope': module 'os' has no function 'nope'"),
+        ("python:os:name", "'python:os:name': module 'os' has no function 'name'"),
+        ("python:no_such:f", "'python:no_such:f': importing 'no_such' failed with ModuleNotFound"),
+        ("python:broken:f", "'python:broken:f': importing 'broken' failed with SystemExit: 7"),
+    ],
+)
+def test_a_name_that_gives_no_verifier_is_refused_with_a_sentence(
+    name, said, start, tmp_path, monkeypatch
+):
+    (tmp_path / "broken.py").write_text("raise SystemExit(7)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(VerifierRefused, match=said):
+        start(name)
+
+
+def test_what_a_module_prints_while_imported_is_no_result(start, tmp_path, monkeypatch, capfd):
+    (tmp_path / "chatty.py").write_text("print('hello')\ndef f(response, answer): return True\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    start("python:chatty:f")
+    assert capfd.readouterr() == ("", "hello\n")
+
+
+@pytest.mark.parametrize("name", ["dapo_math", "gsm8k", "integer"])
+def test_a_lean_verifiers_worker_imports_no_heavy_library(name):
+    script = (
+        "import sys; from services.reward import worker; worker.load(sys.argv[1]);"
+        "print(*{'sympy', 'numpy', 'math_verify', 'reasoning_gym', 'grpc'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, name], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
+def test_workers_of_one_template_are_processes_of_their_own(hostile):
+    template = WorkerTemplate(verifiers=hostile, memory_bytes=64 << 20)
+    template.wait_until_warm(30)
+    assert set(template.verifiers) == set(hostile)
+    first, second = template.start_worker(), template.start_worker()
+    assert first.judge(job("hang"), 0.2).outcome is Outcome.TIMEOUT
+    assert second.judge(job("honest"), 20).outcome is Outcome.CORRECT
+    assert not alive(first.pid) and alive(second.pid)
+    template.close()
+    assert not alive(second.pid)
+    with pytest.raises(BrokenWorker):
+        template.start_worker()
+    second.close()
+    first.close()
+
+
+def test_workers_die_with_a_killed_template(hostile, eventually):
+    template = WorkerTemplate(verifiers=hostile, memory_bytes=64 << 20)
+    template.wait_until_warm(30)
+    worker = template.start_worker()
+    os.kill(template.pid, 9)
+    eventually(lambda: not alive(worker.pid), "the worker dies with its template")
+    assert worker.judge(job("honest"), 20).outcome is Outcome.KILLED
+    worker.close()
+    template.close()
 
 
 OWNER = """
-    import sys, threading
-    from services.reward.process import Job, VerifierProcess
-    processes = [
-        VerifierProcess(verifiers_module="hostile_verifiers", memory_bytes=64 << 20) for _ in "ab"
-    ]
-    for process in processes:
-        process.wait_until_warm(30)
-    print(*[process.pid for process in processes], flush=True)
-    processes[0].judge(Job(verifier="touch_and_hang", response="", answer=sys.argv[1]), 600)
+    import sys
+    from services.reward.process import Job
+    from services.reward.template import WorkerTemplate
+    name = "python:hostile_verifiers:touch_and_hang"
+    template = WorkerTemplate(verifiers=[name], memory_bytes=64 << 20)
+    template.wait_until_warm(30)
+    processes = [template.start_worker() for _ in "ab"]
+    print(template.pid, *[process.pid for process in processes], flush=True)
+    processes[0].judge(Job(verifier=name, response="", answer=sys.argv[1]), 600)
 """
 
 
@@ -136,7 +195,7 @@ def test_idle_and_hung_workers_die_with_a_killed_service(eventually, tmp_path):
     )
     with owner:
         pids = [int(pid) for pid in owner.stdout.readline().split()]
-        assert len(pids) == 2 and all(map(alive, pids))
+        assert len(pids) == 3 and all(map(alive, pids))
         eventually(hung.exists, "one worker hangs")
         owner.kill()
     eventually(lambda: not any(map(alive, pids)), "the workers of a killed service die")

@@ -43,6 +43,9 @@ def value_of(registry):
 
 
 def request(verifier, *texts, answer="12", tokens=4):
+    """A hostile verifier's bare name is made whole; "integer" is the service's own."""
+    if verifier and verifier != "integer":
+        verifier = f"python:hostile_verifiers:{verifier}"
     return reward_pb2.ScoreRequest(
         group_id="g1",
         verifier=verifier,
@@ -62,7 +65,7 @@ def refusal(stub, bad, timeout=30):
 
 
 def test_verdicts_come_in_the_order_of_the_responses(serve):
-    stub, _ = serve(workers=2, verifiers_module="services.reward.verifiers")
+    stub, _ = serve(workers=2, verifiers=["integer"])
     right, wrong, unparsed = verdicts(
         stub.Score(request("integer", "12.", "13", "twelve"), timeout=30)
     )
@@ -103,7 +106,7 @@ def test_a_long_response_is_punished_softly_right_or_wrong(serve, tokens, penalt
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (request("integr", "12"), "verifier: 'integr' is not one of"),
+        (request("integr", "12"), "verifier: 'python:hostile_verifiers:integr' is not one of"),
         (request("", "12"), "verifier: '' is not one of"),
         (request("honest", "12", answer=" "), "answer: must not be empty"),
         (request("honest", "12", answer="1" * (MAX_ANSWER_CHARACTERS + 1)), "answer: over"),
@@ -122,7 +125,7 @@ def test_a_bad_request_is_refused_with_the_field_named(serve, value_of, bad, sai
 
 
 def test_empty_text_is_a_response_like_any_other(serve):
-    stub, _ = serve(verifiers_module="services.reward.verifiers")
+    stub, _ = serve(verifiers=["integer"])
     assert verdicts(stub.Score(request("integer", ""), timeout=30))[0].outcome is Outcome.UNPARSED
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.reward.verifiers import VERIFIERS, Judgement
+from services.reward.verifiers import Judgement, load
 from services.reward.verifiers.dapo_math import TAIL_CHARACTERS, dapo_math, normalise
+from services.reward.verifiers.gsm8k import gsm8k
 from services.reward.verifiers.integer import integer
 
 UNPARSED = Judgement(correct=None, extracted=None)
@@ -17,31 +18,31 @@ UNPARSED = Judgement(correct=None, extracted=None)
     ("response", "answer", "correct"),
     [
         ("12", "12", True),
-        (" 12.\n", "12", True),
+        (" 12\n", "12", True),
+        ("12.", "12", True),
         ("+12", "12", True),
         ("012", "12", True),
         ("-3", "-3", True),
         ("-0", "0", True),
-        ("7 + 5 = 12", "12", True),
-        ("9-2", "2", True),  # a minus between digits is no sign
-        ("9 - 2 = -7", "-7", True),
-        ("The answer is **12**, not 13", "13", True),
-        ("12\n13", "12", False),
-        ("12 + 0 =", "12", False),
+        ("13", "12", False),
         ("3", "-3", False),
         ("9" * 5000, "9" * 5000, True),  # more digits than int() takes
         ("9" * 5000, "9" * 4999, False),
     ],
 )
-def test_the_last_integer_of_the_response_is_compared_by_value(response, answer, correct):
+def test_a_bare_integer_is_compared_by_value(response, answer, correct):
     assert integer(response, answer).correct is correct
 
 
 @pytest.mark.parametrize(
     "response",
-    ["", " ", ".", "-", "twelve", "\u0661\u0662", "\uff11\uff12", "\u00b2"],  # other scripts
+    [
+        *("", " ", ".", "-", "- 3", "12..", "1.0", "1,000", "1e3", "0x12", "12!", "**12**"),
+        *("7 + 5 = 12", "The answer is 12", "12 apples", "12\n13", "$12$", "twelve"),
+        *("\u0661\u0662", "\uff11\uff12", "\u00b2", "\u22123"),  # other scripts, superscript, minus
+    ],
 )
-def test_a_response_without_an_integer_is_unparsed(response):
+def test_anything_but_a_bare_integer_is_unparsed(response):
     assert integer(response, "12") == UNPARSED
 
 
@@ -171,6 +172,47 @@ def test_an_answer_that_normalises_to_nothing_is_wrong():
     assert dapo_math("Answer: $$", "34") == Judgement(correct=False, extracted="")
 
 
+@pytest.mark.parametrize(
+    ("response", "key", "correct"),
+    [
+        ("18", "Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\n#### 18", True),
+        ("She makes 9 * 2 = $18 every day.", "#### 18", True),
+        ("#### 18", "#### 18", True),
+        ("18 dollars, not 19", "#### 18", False),
+        ("1,000", "#### 1000", True),
+        ("1000", "#### 1,000", True),
+        ("1,000,000.00", "#### 1000000", True),
+        ("18.", "18", True),
+        ("18.50", "18.5", True),
+        ("018", "18", True),
+        ("-3", "#### -3", True),
+        ("it fell to -$3", "-3", True),
+        ("\u22123", "-3", True),
+        ("9-5", "5", True),
+        ("9 - 5", "-5", True),  # a minus after a space is a sign
+        ("x-5", "5", True),
+        ("50%", "50", True),
+        ("1,2", "2", True),
+        ("12,34", "34", True),
+        ("1,2345", "2345", True),
+        ("3.14.15", "15", True),
+        ("0.0", "-0", True),
+        ("5\u0663", "5", True),  # digits of other scripts are no digits
+        ("9" * 5000, "#### " + "9" * 5000, True),
+        ("none", "#### 18", None),
+        ("", "#### 18", None),
+    ],
+)
+def test_the_last_number_is_compared_with_the_number_after_the_hashes(response, key, correct):
+    assert gsm8k(response, key).correct is correct
+
+
+@pytest.mark.parametrize("key", ["", "####", "12 ####", "#### none"])
+def test_a_key_without_a_number_is_the_verifiers_error(key):
+    with pytest.raises(ValueError, match="has no number"):
+        gsm8k("12", key)
+
+
 PIECES = st.sampled_from(
     [
         *(
@@ -200,8 +242,8 @@ LATEX = st.lists(PIECES | st.text(max_size=3), max_size=60).map("".join)
 @settings(max_examples=300, deadline=None)
 @given(response=st.text() | LATEX)
 def test_no_text_makes_a_verifier_raise_or_contradict_itself(response):
-    for verifier in VERIFIERS.values():
-        judgement = verifier(response, "34")
+    for name in ("dapo_math", "gsm8k", "integer"):
+        judgement = load(name)(response, "34")
         assert (judgement.correct is None) == (judgement.extracted is None)
 
 
@@ -218,6 +260,7 @@ def test_an_extracted_answer_is_no_longer_than_the_tail_allows(response):
 def test_every_integer_is_read_back(number):
     assert integer(f" {number}.", str(number)).correct is True
     assert dapo_math(f"So it is.\nAnswer: ${number}$", str(number)).correct is True
+    assert gsm8k(f"It is {number:,}.00, I think.", f"Because.\n#### {number}").correct is True
 
 
 @settings(max_examples=50, deadline=None)
@@ -227,4 +270,5 @@ def test_a_long_key_or_response_is_read_in_linear_time(piece, count):
     started = time.process_time()
     normalise(piece * count)
     dapo_math(piece * count, "34")
+    gsm8k(piece * count, "34")
     assert time.process_time() - started < 5

@@ -22,9 +22,8 @@ from services.rollout.metrics import Idle, RolloutMetrics
 from services.rollout.policies import PolicyReader
 from services.rollout.reward_client import RewardClient
 from services.rollout.worker import Worker
-from tests.rollout.doubles import SHAPES, V0, BufferDouble, EngineDouble, RewardDouble
+from tests.rollout.doubles import SHAPES, V0, BufferDouble, EngineDouble, RewardDouble, write_model
 from tests.rollout.doubles import publish as publish_policy
-from tests.rollout.doubles import write_model
 
 SLOTS = 2
 

@@ -1,7 +1,7 @@
 """Small stand-ins for what a rollout pod works with: an engine, a buffer and a reward service.
 
-The engine double keeps vLLM's promises (one policy at a time, no sampling while it loads) and breaks a test
-that breaks them. Buffer and reward are real gRPC servers whose answers a test sets.
+The engine double keeps vLLM's promises (one policy at a time, no sampling while it loads) and
+breaks a test that breaks them. Buffer and reward are real gRPC servers whose answers a test sets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ V1 = PolicyVersion(number=1, lineage="aaa")
 V1_AGAIN = PolicyVersion(number=1, lineage="bbb")
 
 
-def write_model(directory: Path, tensors: Mapping[str, tuple[int, ...]], *, tied: bool = True) -> None:
+def write_model(
+    directory: Path, tensors: Mapping[str, tuple[int, ...]], *, tied: bool = True
+) -> None:
     """A model directory with bf16 tensors of these shapes."""
     header, data = {}, b""
     for name, shape in tensors.items():
@@ -56,7 +58,9 @@ def write_model(directory: Path, tensors: Mapping[str, tuple[int, ...]], *, tied
 SHAPES = {"model.embed_tokens.weight": (4, 2), "model.norm.weight": (2,)}
 
 
-def publish(store: PolicyStore, policy: PolicyVersion, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def publish(
+    store: PolicyStore, policy: PolicyVersion, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     store.publish(policy, lambda directory: write_model(directory, shapes))
 
 
@@ -176,7 +180,9 @@ class BufferDouble(buffer_pb2_grpc.BufferServiceServicer):
             await context.abort(self.submit_errors.pop(0), "not now")
         self.events.append(f"submit {request.group.group_id}")
         self.submitted[request.group.group_id] = request
-        return buffer_pb2.SubmitGroupResponse(disposition=wire.disposition_to_proto(Disposition.KEPT))
+        return buffer_pb2.SubmitGroupResponse(
+            disposition=wire.disposition_to_proto(Disposition.KEPT)
+        )
 
     def _hear(self, worker: buffer_pb2.Worker) -> None:
         self.workers.append(worker)

@@ -37,6 +37,7 @@ def test_a_cuda_engine_keeps_vllms_own_compilation_and_memory_rule(config: RunCo
     variables: dict[str, str] = {}
     set_environment(variables, config, cpu=False)
     assert "TORCHDYNAMO_DISABLE" not in variables
+    assert variables["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
     arguments = engine_arguments(config, model=Path("m"), worker_id="a", cpu=False)
     assert arguments["gpu_memory_utilization"] == config.rollout.gpu_memory_ratio
     assert "enforce_eager" not in arguments and "kv_cache_memory_bytes" not in arguments

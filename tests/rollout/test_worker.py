@@ -288,11 +288,22 @@ async def test_when_the_run_has_finished_the_pod_drains_and_idles_with_heartbeat
     assert pod.task is not None and not pod.task.done()
 
 
+async def test_the_last_policy_of_a_finished_run_is_not_loaded(pod: Pod) -> None:
+    pod.start()
+    await eventually("v0", lambda: pod.engine.loaded == V0)
+    publish(pod.store, V1, SHAPES)
+    pod.buffer.state, pod.buffer.policy = RunState.FINISHED, V1
+    await eventually("the words", lambda: "the run has finished" in pod.health.state.activity)
+    assert f"load {V1}" not in pod.events
+
+
 async def test_a_buffer_of_another_run_ends_the_process_with_one_sentence(pod: Pod) -> None:
     pod.buffer.lease_error = grpc.StatusCode.FAILED_PRECONDITION
     pod.start()
     assert pod.task is not None
-    with pytest.raises(ConfigError, match="the buffer refuses this rollout: the run is another one"):
+    with pytest.raises(
+        ConfigError, match="the buffer refuses this rollout: the run is another one"
+    ):
         await pod.task
 
 

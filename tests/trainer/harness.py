@@ -114,9 +114,13 @@ def train_step(
     groups: Sequence[Group],
     *,
     dtype: torch.dtype = torch.float32,
+    load: Path | None = None,
+    policy: RecordingPolicy | None = None,
 ) -> Trained:
-    """A fresh policy trained on one plan."""
-    policy = RecordingPolicy(config, ranks, dtype=dtype)
+    """A policy trained on one plan: a fresh one, one from a checkpoint, or the one given."""
+    policy = policy or RecordingPolicy(config, ranks, dtype=dtype)
+    if load is not None:
+        policy.load(load)
     metrics = TrainerMetrics(CollectorRegistry())
     updates = Updates(
         config=config,

@@ -7,14 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dapod.v1.buffer_pb2 import PlannedGroup
-from services.trainer.batch import (
-    advantages,
-    assemble,
-    cut,
-    judged_tokens,
-    prompt_weights,
-    updates,
-)
+from services.trainer.batch import advantages, assemble, judged_tokens, prompt_weights
+from services.trainer.cut import SHARED_ROW_TOKENS, cut, updates
 from tests.trainer.doubles import make_group, make_plan, planned
 
 GROUPS = st.lists(
@@ -32,11 +26,17 @@ def lines(groups):
 
 
 @given(GROUPS, st.integers(1, 5), st.integers(90, 300))
-def test_every_row_is_trained_once_and_all_ranks_keep_step(groups, ranks, budget):
+def test_every_rollout_is_trained_once_and_all_ranks_keep_step(groups, ranks, budget):
     shares = cut(lines(groups), ranks=ranks, tokens_per_micro_batch=budget)
-    seen = [(r.group_id, r.rollout) for share in shares for rows in share for r in rows]
+    seen = [
+        (row.group_id, index, tokens)
+        for share in shares
+        for rows in share
+        for row in rows
+        for index, tokens in zip(row.rollouts, row.response_tokens, strict=True)
+    ]
     assert sorted(seen) == sorted(
-        (str(g), i) for g, (_, n) in enumerate(groups) for i in range(len(n))
+        (str(g), i, n) for g, (_, responses) in enumerate(groups) for i, n in enumerate(responses)
     )
     assert len({len(share) for share in shares}) == 1 and shares[0]
 
@@ -51,7 +51,11 @@ def test_a_micro_batch_keeps_the_token_budget_with_its_padding(groups, ranks, bu
 @given(GROUPS, st.integers(1, 4))
 def test_ranks_get_about_the_same_tokens(groups, ranks):
     shares = cut(lines(groups), ranks=ranks, tokens_per_micro_batch=100)
-    loads = [sum(row.fed for rows in share for row in rows) for share in shares]
+    loads = [
+        sum(row.prompt_tokens * len(row.rollouts) + sum(row.response_tokens) for row in rows)
+        for share in shares
+        for rows in [[row for micro_batch in share for row in micro_batch]]
+    ]
     longest = max(prompt + max(responses) for prompt, responses in groups)
     assert max(loads) - min(loads) <= 2 * longest
 
@@ -79,11 +83,28 @@ def micro_batch(*groups):
 def test_only_response_tokens_carry_loss_and_the_last_one_does():
     group = make_group("a", [3, 2], correct=[True, False], prompt_tokens=4)
     _, batch = micro_batch(group)
-    assert batch.input_ids.shape == (2, 6)
-    assert batch.columns.tolist() == [3, 4, 5, 3, 4]
     ids = np.concatenate([r.token_ids for r in group.rollouts])
     assert batch.targets.tolist() == ids.tolist()
     assert (batch.weights > 0).all()
+
+
+def test_rollouts_of_a_prompt_share_its_row_and_do_not_see_each_other():
+    group = make_group("a", [3, 2], correct=[True, False], prompt_tokens=4)
+    _, batch = micro_batch(group)
+    # prompt 0-3, then two tokens of the first rollout, then one of the second
+    assert batch.input_ids.shape == (1, 7)
+    assert batch.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 4]
+    assert batch.columns.tolist() == [3, 4, 5, 3, 6]
+    sees = [[key for key in range(7) if batch.mask[0, 0, query, key]] for query in range(7)]
+    assert sees[3] == [0, 1, 2, 3]
+    assert sees[5] == [0, 1, 2, 3, 4, 5]
+    assert sees[6] == [0, 1, 2, 3, 6]
+
+
+def test_long_rollouts_do_without_a_mask():
+    group = make_group("a", [SHARED_ROW_TOKENS, 700], correct=[True, False])
+    _, batch = micro_batch(group)
+    assert batch.mask is None and len(batch.input_ids) == 2
 
 
 def test_the_weights_of_an_update_add_up_to_one_whatever_the_lengths():
@@ -94,8 +115,8 @@ def test_the_weights_of_an_update_add_up_to_one_whatever_the_lengths():
 
 def test_an_unjudged_rollout_has_no_weight_and_is_not_in_the_denominator():
     group = make_group("a", [5, 3, 2], correct=[True, None, False])
-    rows, batch = micro_batch(group)
-    unjudged = torch.tensor([rows[r].rollout == 1 for r in batch.rows])
+    _, batch = micro_batch(group)
+    unjudged = torch.tensor([False] * 5 + [True] * 3 + [False] * 2)
     assert (batch.weights[unjudged] == 0).all()
     assert batch.weights[~unjudged].tolist() == pytest.approx([1 / 7] * 7)
 
@@ -105,5 +126,5 @@ def test_a_payload_of_other_lengths_than_planned_is_refused():
     line = planned(group)
     line.response_tokens[0] = 4
     (rows,) = cut([line], ranks=1, tokens_per_micro_batch=100)[0]
-    with pytest.raises(ValueError, match="group=a rollout 0 has"):
+    with pytest.raises(ValueError, match=r"group=a has 5 prompt tokens and rollouts of \(3, 2\)"):
         assemble(rows, {"a": group}, {"a": [1.0, -1.0]}, {"a": 1.0})

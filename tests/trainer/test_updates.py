@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dapod.algorithm import group_advantages, importance_weight, token_objective
+from services.trainer.cut import SHARED_ROW_TOKENS
 from services.trainer.policy import UpdateSkipped
 from tests.trainer.doubles import make_group, make_plan
 from tests.trainer.harness import (
@@ -93,7 +94,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(
         assert relative_error(one, two) < 1e-5
 
 
-@pytest.mark.parametrize("zero_stage", [1, 3])
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
 def test_the_gradient_does_not_depend_on_the_zero_stage(
     tiny_model, ranks, groups, trained, zero_stage
 ):
@@ -174,8 +175,14 @@ def test_a_rollout_without_finite_logprobs_is_dropped_and_counted(tiny_model, ra
     (broken / "config.json").write_text(
         settings.replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
     )
-    config = make_config(broken, algorithm={"prompts_per_step": 1, "prompts_per_update": 1})
-    group = make_group("a", [6, 6, 6], correct=[True, False, False], vocabulary=63)
+    config = make_config(
+        broken,
+        sampling={"max_prompt_tokens": 16, "max_response_tokens": 4096},
+        algorithm={"prompts_per_step": 1, "prompts_per_update": 1},
+        trainer={"tokens_per_micro_batch": 8192},
+    )
+    lengths = [6, 6, 2 * SHARED_ROW_TOKENS]
+    group = make_group("a", lengths, correct=[True, False, False], vocabulary=63)
     group.rollouts[2].token_ids[2] = 63
     result = train_step(config, ranks, make_plan(0, [group], 1), [group])
     assert result.step.rollouts_dropped == 1

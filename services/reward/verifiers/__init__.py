@@ -1,15 +1,37 @@
-"""The verifiers by name. A new one is a file beside this one and a line in VERIFIERS.
+"""The verifiers by name. A new one is a file beside this one, with a `make`, and a line in _FORMS.
 
-Imported in worker processes only: verifiers may be heavy, and may misbehave.
+A name is a file's, with a parameter after a colon where the form asks for one:
+"integer", "reasoning_gym:chain_sum", "python:my_checks:is_palindrome". docs/verifiers.md has them
+all. `load` runs in worker processes only and imports no more than that one file: verifiers may be
+heavy, and may misbehave.
 """
 
-from services.reward.verifiers.dapo_math import dapo_math
-from services.reward.verifiers.integer import integer
-from services.reward.verifiers.judgement import Judgement, Verifier
+import importlib
+from typing import cast
 
-__all__ = ["VERIFIERS", "Judgement", "Verifier"]
+from services.reward.verifiers.judgement import Judgement, RefusedVerifier, Verifier
 
-VERIFIERS: dict[str, Verifier] = {
-    "dapo_math": dapo_math,
-    "integer": integer,
+__all__ = ["KNOWN", "Judgement", "RefusedVerifier", "Verifier", "load"]
+
+_FORMS = {
+    "dapo_math": "dapo_math",
+    "gsm8k": "gsm8k",
+    "integer": "integer",
+    "math_verify": "math_verify",
+    "python": "python:<module>:<function>",
+    "reasoning_gym": "reasoning_gym:<dataset>",
 }
+
+KNOWN = ", ".join(_FORMS.values())
+
+
+def load(name: str) -> Verifier:
+    """The verifier of that name, ready to judge; RefusedVerifier if there is none."""
+    file, colon, parameter = name.partition(":")
+    form = _FORMS.get(file)
+    if form is None or (":" in form) != bool(colon):
+        raise RefusedVerifier(f"{name!r} is not a verifier; use one of {KNOWN}")
+    try:
+        return cast(Verifier, importlib.import_module(f"{__name__}.{file}").make(parameter))
+    except ModuleNotFoundError as error:
+        raise RefusedVerifier(f"{name!r} needs a package that is missing: {error}") from error

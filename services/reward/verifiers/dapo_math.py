@@ -16,7 +16,7 @@ Quirks are kept, because a reward that differs is another task: "42." and "50%" 
 
 import re
 
-from services.reward.verifiers.judgement import UNPARSED, Judgement
+from services.reward.verifiers.judgement import UNPARSED, Judgement, Verifier
 
 TAIL_CHARACTERS = 300
 """Only the end of a response can hold its answer."""
@@ -48,6 +48,10 @@ _REMOVED = (
 
 _SHORT_FRACTION = re.compile(r"frac([^{])(.)")  # \frac12 means \frac{1}{2}
 _SHORT_ROOT = re.compile(r"sqrt([^{])")  # \sqrt2 means \sqrt{2}
+
+
+def make(_parameter: str) -> Verifier:
+    return dapo_math
 
 
 def dapo_math(response: str, answer: str) -> Judgement:

@@ -26,3 +26,7 @@ UNPARSED = Judgement(correct=None, extracted=None)
 
 Verifier = Callable[[str, str], Judgement]
 """(response, answer) -> Judgement; `answer` is the key of the data set."""
+
+
+class RefusedVerifier(ValueError):
+    """No verifier can be made from this name; the message says what to change, name first."""
