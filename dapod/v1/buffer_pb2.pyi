@@ -473,7 +473,7 @@ Global___SubmitGroupResponse: _TypeAlias = SubmitGroupResponse  # noqa: Y015
 
 @_typing.final
 class SamplingStats(_message.Message):
-    """SamplingStats sum up everything sampled between the cut of the step before and this one."""
+    """SamplingStats sum up everything sampled between the commit of the step before and this one's."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -589,7 +589,6 @@ class BatchPlan(_message.Message):
     GROUPS_FIELD_NUMBER: _builtins.int
     PROMPTS_PER_UPDATE_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
-    SAMPLING_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """step that trains it."""
     prompts_per_update: _builtins.int
@@ -600,10 +599,6 @@ class BatchPlan(_message.Message):
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedGroup]:
         """groups in order: oldest policy first, then lease order."""
 
-    @_builtins.property
-    def sampling(self) -> Global___SamplingStats:
-        """sampling since the cut before."""
-
     def __init__(
         self,
         *,
@@ -611,11 +606,10 @@ class BatchPlan(_message.Message):
         groups: _abc.Iterable[Global___PlannedGroup] | None = ...,
         prompts_per_update: _builtins.int = ...,
         digest: _builtins.str = ...,
-        sampling: Global___SamplingStats | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "groups", b"groups", "prompts_per_update", b"prompts_per_update", "sampling", b"sampling", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "groups", b"groups", "prompts_per_update", b"prompts_per_update", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -821,21 +815,27 @@ class CommitStepResponse(_message.Message):
 
     POLICIES_IN_USE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
     state: Global___RunState.ValueType
     """state of the run after the commit."""
     @_builtins.property
     def policies_in_use(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.PolicyVersion]:
         """policies_in_use are loaded or being loaded by live rollout pods."""
 
+    @_builtins.property
+    def sampling(self) -> Global___SamplingStats:
+        """sampling since the commit before. A step that is committed again gets what it got first."""
+
     def __init__(
         self,
         *,
         policies_in_use: _abc.Iterable[_types_pb2.PolicyVersion] | None = ...,
         state: Global___RunState.ValueType = ...,
+        sampling: Global___SamplingStats | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policies_in_use", b"policies_in_use", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policies_in_use", b"policies_in_use", "sampling", b"sampling", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1048,7 +1048,7 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def sampling(self) -> Global___SamplingStats:
-        """sampling since the last cut."""
+        """sampling since the last commit."""
 
     def __init__(
         self,

@@ -24,7 +24,6 @@ def plan_to_proto(plan: Plan, prompts_per_update: int) -> buffer_pb2.BatchPlan:
         ],
         prompts_per_update=prompts_per_update,
         digest=plan.digest,
-        sampling=stats_to_proto(plan.stats),
     )
 
 

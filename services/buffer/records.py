@@ -81,7 +81,6 @@ class Plan:
     step: int
     groups: tuple[Planned, ...]
     digest: str
-    stats: Mapping[str, float]
     new: bool
     """Whether it was cut by this very call."""
 
@@ -100,6 +99,8 @@ class Committed:
 
     state: RunState
     workers: tuple[WorkerSeen, ...]
+    stats: Mapping[str, float]
+    """Since the commit before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ class Counts:
     totals: Mapping[str, int]
     """Since the run began: leases_granted, kept, duplicate, stale, ..."""
     stats: Mapping[str, float]
-    """Since the last cut."""
+    """Since the last commit."""
     conservation_error: int
     faults: tuple[str, ...]
     """The first few reasons for a conservation error, in words."""

@@ -221,6 +221,7 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
         return buffer_pb2.CommitStepResponse(
             policies_in_use=map(wire.policy_to_proto, _in_use(committed.workers)),
             state=wire.state_to_proto(committed.state),
+            sampling=messages.stats_to_proto(committed.stats),
         )
 
     @serving

@@ -153,11 +153,10 @@ class Store:
             raise Refused(rest[0].decode())
         if word in (b"waiting", b"finished"):
             return NoPlan(finished=word == b"finished", reason=rest[0].decode())
-        digest, stats, flat = rest
+        digest, flat = rest
         plan = Plan(
             step=step,
             digest=digest.decode(),
-            stats={name: float(value) for name, value in json.loads(stats).items()},
             groups=tuple(_planned(flat[i : i + 5]) for i in range(0, len(flat), 5)),
             new=word == b"cut",
         )
@@ -179,8 +178,12 @@ class Store:
             "digest": entry.digest,
             "lineage": policy.lineage,
         }
-        state, workers = self._accepted("commit", args)
-        return Committed(state=RunState(state.decode()), workers=tuple(map(_worker, workers)))
+        state, workers, stats = self._accepted("commit", args)
+        return Committed(
+            state=RunState(state.decode()),
+            workers=tuple(map(_worker, workers)),
+            stats={name: float(value) for name, value in json.loads(stats).items()},
+        )
 
     def checkpointed(self, step: int) -> int:
         """Frees the payloads of the steps before; returns how many. Raises `Refused`."""

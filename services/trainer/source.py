@@ -21,6 +21,7 @@ from dapod.v1.buffer_pb2 import (
     BatchPlan,
     CheckpointedRequest,
     CommitStepRequest,
+    CommitStepResponse,
     FetchGroupsRequest,
     NextBatchRequest,
     NextBatchResponse,
@@ -29,7 +30,7 @@ from dapod.v1.buffer_pb2 import (
 )
 from dapod.v1.buffer_pb2_grpc import BufferServiceStub
 from dapod.v1.types_pb2 import RunIdentity
-from dapod.wire import parse_group, policy_from_proto, policy_to_proto, state_from_proto
+from dapod.wire import parse_group, policy_to_proto, state_from_proto
 from services.trainer.stopped import Stopped
 
 log = logging.getLogger("dapod.trainer")
@@ -106,13 +107,13 @@ class Source:
                 yield _verified(planned, payload)
             left = left[len(payloads) :]
 
-    def commit(self, entry: LedgerEntry, policy: PolicyVersion) -> list[PolicyVersion]:
-        """Says that `entry` was trained into `policy`; returns the versions pods have loaded."""
+    def commit(self, entry: LedgerEntry, policy: PolicyVersion) -> CommitStepResponse:
+        """Says that `entry` was trained into `policy`; the reply counts what was sampled meanwhile
+        and names the versions pods have loaded."""
         request = CommitStepRequest(
             run=self._run, entry=entry_to_proto(entry), policy=policy_to_proto(policy)
         )
-        reply = self._patience.call(self._stub.CommitStep, request)
-        return [policy_from_proto(used, "policies_in_use") for used in reply.policies_in_use]
+        return self._patience.call(self._stub.CommitStep, request)
 
     def checkpointed(self, step: int) -> None:
         """Says that steps before `step` are safe on disk."""

@@ -65,11 +65,10 @@ class StepSeconds:
 
 
 def row(
-    plan: BatchPlan, trained: TrainedStep, seconds: StepSeconds
+    plan: BatchPlan, sampled: SamplingStats, trained: TrainedStep, seconds: StepSeconds
 ) -> dict[str, float | int | None]:
     """The row of a step, in the documented order."""
     staleness = [plan.step - group.policy_number for group in plan.groups]
-    sampled = plan.sampling
     return {
         "step": plan.step,
         # The version this step published.
@@ -82,7 +81,7 @@ def row(
         "loss": trained.loss,
         "learning_rate": trained.learning_rate,
         "mismatch_kl_nats": trained.mismatch_kl_nats,
-        # Counts since the cut before, whichever step their groups go to.
+        # Counts since the commit before, whichever step their groups go to.
         "groups_leased": sampled.groups_leased,
         "groups_kept": sampled.groups_kept,
         "groups_all_correct": sampled.groups_all_correct,
@@ -100,8 +99,8 @@ def row(
 
 
 def sampling_means(sampled: SamplingStats) -> dict[str, float | None]:
-    """Over everything sampled since the cut before, uniform groups included; null when that is
-    nothing."""
+    """Over everything sampled since the commit before, uniform groups included; null when that is
+    nothing. So step s shows policy s, but for the groups that were in flight when it appeared."""
     return {
         "accuracy": _share(sampled.rollouts_correct, sampled.rollouts_judged),
         "reward_mean": _share(sampled.reward_sum, sampled.rollouts_judged),

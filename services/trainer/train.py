@@ -19,8 +19,8 @@ from dapod.health import Health
 from dapod.ledger import LedgerEntry, entry_of
 from dapod.policy_store import PolicyStore
 from dapod.types import PolicyVersion, RunState
-from dapod.v1.buffer_pb2 import BatchPlan, NextBatchResponse
-from dapod.wire import state_from_proto
+from dapod.v1.buffer_pb2 import BatchPlan, NextBatchResponse, SamplingStats
+from dapod.wire import policy_from_proto, state_from_proto
 from services.trainer.checkpoint import Checkpoint, CheckpointStore, check_resumable, sync_tree
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import Phases
@@ -64,8 +64,8 @@ class Trainer:
             trained = self._train(plan)
             ledger.append(entry_of(plan))
             published = self._publish(len(ledger), lineage)
-            self._commit(ledger[-1], published)
-            self._record(plan, trained)
+            sampled = self._commit(ledger[-1], published)
+            self._record(plan, sampled, trained)
             if len(ledger) % self.config.trainer.checkpoint_every_steps == 0:
                 saved = self._checkpoint(ledger, lineage)
         if saved < len(ledger):
@@ -124,15 +124,18 @@ class Trainer:
         self.metrics.policy_version.set(number)
         return published
 
-    def _commit(self, entry: LedgerEntry, published: PolicyVersion) -> None:
+    def _commit(self, entry: LedgerEntry, published: PolicyVersion) -> SamplingStats:
+        """Closes the step and prunes; returns what was sampled since the commit before."""
         if not self.ranks.leads:
-            return
+            return SamplingStats()
         with self.phases("commit"):
-            in_use = self.source.commit(entry, published)
+            reply = self.source.commit(entry, published)
+            in_use = [policy_from_proto(used) for used in reply.policies_in_use]
             for policy in self.policies.prune(keep=in_use, newest=NEWEST_POLICIES):
                 log.info("pruned policy %s", policy)
+        return reply.sampling
 
-    def _record(self, plan: BatchPlan, trained: TrainedStep) -> None:
+    def _record(self, plan: BatchPlan, sampled: SamplingStats, trained: TrainedStep) -> None:
         """The step's row, on disk before any checkpoint that contains the step."""
         seconds = StepSeconds(
             seconds_wait=self.phases.seconds("wait"),
@@ -143,7 +146,7 @@ class Trainer:
         self.phases.restart()
         if not self.ranks.leads:
             return
-        values = row(plan, trained, seconds)
+        values = row(plan, sampled, trained, seconds)
         self.steps.append(values)
         self.metrics.show(values, trained.rollouts_dropped)
         log.info(

@@ -32,7 +32,13 @@ from dapod.types import (
 )
 from dapod.v1 import buffer_pb2 as pb
 from dapod.v1 import buffer_pb2_grpc
-from dapod.wire import group_to_proto, policy_from_proto, policy_to_proto, state_to_proto
+from dapod.wire import (
+    group_to_proto,
+    parse_group,
+    policy_from_proto,
+    policy_to_proto,
+    state_to_proto,
+)
 
 LONG_AGO = PolicyVersion(number=0, lineage="00000000")
 
@@ -87,25 +93,14 @@ def planned(group: Group) -> pb.PlannedGroup:
 
 
 def make_plan(step: int, groups: Sequence[Group], prompts_per_update: int) -> pb.BatchPlan:
-    """The plan of a step; its sampling counts are those of the groups themselves."""
+    """The plan of a step."""
     lines = [planned(group) for group in groups]
     pairs = [(line.group_id, line.payload_sha256) for line in lines]
-    verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict is not None]
-    judged = [v for v in verdicts if v.correct is not None]
     return pb.BatchPlan(
         step=step,
         groups=lines,
         prompts_per_update=prompts_per_update,
         digest=plan_digest(step, prompts_per_update, pairs),
-        sampling=pb.SamplingStats(
-            groups_leased=len(groups),
-            groups_kept=len(groups),
-            rollouts=len(verdicts),
-            rollouts_judged=len(judged),
-            rollouts_correct=sum(v.correct is True for v in judged),
-            tokens_generated=sum(sum(line.response_tokens) for line in lines),
-            reward_sum=sum(v.reward or 0.0 for v in judged),
-        ),
     )
 
 
@@ -218,6 +213,7 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
         return pb.CommitStepResponse(
             policies_in_use=[policy_to_proto(used) for used in self._in_use],
             state=state_to_proto(RunState.RUNNING),
+            sampling=self._sampled(entry.step),
         )
 
     @answering
@@ -227,6 +223,22 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
         with self._lock:
             self.checkpointed.append(request.checkpoint_step)
         return pb.CheckpointedResponse(groups_freed=0)
+
+    def _sampled(self, step: int) -> pb.SamplingStats:
+        """As if nothing but the step's own groups had been sampled."""
+        plan = self._plans[step]
+        groups = [parse_group(self._payloads[group.group_id]) for group in plan.groups]
+        verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict is not None]
+        judged = [verdict for verdict in verdicts if verdict.correct is not None]
+        return pb.SamplingStats(
+            groups_leased=len(groups),
+            groups_kept=len(groups),
+            rollouts=len(verdicts),
+            rollouts_judged=len(judged),
+            rollouts_correct=sum(verdict.correct is True for verdict in judged),
+            tokens_generated=sum(sum(group.response_tokens) for group in plan.groups),
+            reward_sum=sum(verdict.reward or 0.0 for verdict in judged),
+        )
 
     def _check_lineage(self, lineage: str) -> None:
         current = self.resumed[-1][0].lineage if self.resumed else ""

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dapod.v1.buffer_pb2 import SamplingStats
 from services.trainer.steps import StepLog, StepSeconds, TrainedStep, row
 from tests.trainer.doubles import make_group, make_plan
 
@@ -59,25 +60,27 @@ def plan_of(step):
 
 
 def test_a_row_has_exactly_the_documented_keys_in_order():
-    assert list(row(plan_of(3), TRAINED, SECONDS)) == KEYS
+    assert list(row(plan_of(3), SamplingStats(), TRAINED, SECONDS)) == KEYS
 
 
 def test_means_are_over_everything_sampled_uniform_groups_included():
-    plan = plan_of(3)
-    plan.sampling.rollouts, plan.sampling.rollouts_judged = 20, 16
-    plan.sampling.rollouts_correct, plan.sampling.rollouts_truncated = 4, 5
-    plan.sampling.tokens_generated, plan.sampling.reward_sum = 200, -8.0
-    values = row(plan, TRAINED, SECONDS)
+    sampled = SamplingStats(
+        rollouts=20,
+        rollouts_judged=16,
+        rollouts_correct=4,
+        rollouts_truncated=5,
+        tokens_generated=200,
+        reward_sum=-8.0,
+    )
+    values = row(plan_of(3), sampled, TRAINED, SECONDS)
     assert values["accuracy"] == 0.25
     assert values["reward_mean"] == -0.5
     assert values["response_tokens_mean"] == 10
     assert values["truncated_ratio"] == 0.25
 
 
-def test_a_batch_cut_wholly_from_surplus_has_no_accuracy():
-    plan = plan_of(3)
-    plan.sampling.Clear()
-    values = row(plan, TRAINED, SECONDS)
+def test_a_step_without_anything_sampled_has_no_accuracy():
+    values = row(plan_of(3), SamplingStats(), TRAINED, SECONDS)
     assert values["accuracy"] is None
     assert json.loads(json.dumps(values, allow_nan=False)) == values
 
@@ -85,7 +88,7 @@ def test_a_batch_cut_wholly_from_surplus_has_no_accuracy():
 def test_staleness_counts_from_the_step_to_each_groups_oldest_policy():
     plan = plan_of(3)
     plan.groups[0].policy_number, plan.groups[1].policy_number = 2, 3
-    values = row(plan, TRAINED, SECONDS)
+    values = row(plan, SamplingStats(), TRAINED, SECONDS)
     assert (values["staleness_mean"], values["staleness_max"]) == (0.5, 1)
 
 

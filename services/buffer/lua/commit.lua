@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- A step was trained and the next policy published.
--- Returns {'ok', state, workers} or {'refused', sentence}.
+-- Returns {'ok', state, workers, stats} or {'refused', sentence}.
 local step = args.step
 
 local function refused(...) return { 'refused', string.format(...) } end
@@ -9,10 +9,24 @@ if args.lineage ~= get('policy_lineage') then
   return refused('lineage %s is not the current one (%s): another trainer has resumed, or Redis lost '
     .. 'the resume; restart the trainer', args.lineage, get('policy_lineage') or 'none')
 end
+-- Everything sampled since the commit before. A step trained again keeps what it was first given,
+-- for nothing is sampled while batches are replayed.
+local function stats()
+  local known = redis.call('HGET', ledger(step), 'stats')
+  if known then return known end
+  local taken = {}
+  for _, name in ipairs(STATS) do
+    taken[name] = get('stat.' .. name) or '0'
+    redis.call('HDEL', META, 'stat.' .. name)
+  end
+  redis.call('HSET', ledger(step), 'stats', cjson.encode(taken))
+  return redis.call('HGET', ledger(step), 'stats')
+end
+
 local there = redis.call('HMGET', ledger(step), 'digest', 'state', 'ids')
 local same = there[1] == args.digest and there[3] == table.concat(args.ids, ' ')
 if number('policy_number') > step then
-  if same and there[2] == 'trained' then return { 'ok', state(), live_workers() } end
+  if same and there[2] == 'trained' then return { 'ok', state(), live_workers(), stats() } end
   return refused('step %d was committed before, with another batch (digest %s)', step, there[1] or 'lost')
 end
 if number('policy_number') < step then
@@ -35,4 +49,4 @@ else
   shed()
 end
 redis.call('HSET', META, 'policy_number', step + 1, 'leases_this_step', 0)
-return { 'ok', state(), live_workers() }
+return { 'ok', state(), live_workers(), stats() }

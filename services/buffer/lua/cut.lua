@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- The batch of a step: from its ledger, or cut now if the rule allows. Returns
--- {'plan' | 'cut', digest, stats, {id, version, prompt tokens, lengths, sha256, ...}},
+-- {'plan' | 'cut', digest, {id, version, prompt tokens, lengths, sha256, ...}},
 -- {'waiting' | 'finished' | 'refused', sentence}.
 local step = args.step
 sweep()
@@ -12,8 +12,7 @@ local function plan(word)
     local fields = redis.call('HMGET', group(id), 'version', 'prompt_tokens', 'lengths', 'sha256')
     for _, value in ipairs(fields) do lines[#lines + 1] = value or '' end
   end
-  local entry = redis.call('HMGET', ledger(step), 'digest', 'stats')
-  return { word, entry[1], entry[2] or '{}', lines }
+  return { word, redis.call('HGET', ledger(step), 'digest'), lines }
 end
 
 local function refused(...) return { 'refused', string.format(...) } end
@@ -40,13 +39,8 @@ local function cut()
     redis.call('ZREM', READY, id)
     place(id, BATCHED, step, 'batched')
   end
-  local stats = {}
-  for _, name in ipairs(STATS) do
-    stats[name] = get('stat.' .. name) or '0'
-    redis.call('HDEL', META, 'stat.' .. name)
-  end
   redis.call('HSET', ledger(step), 'ids', table.concat(ids, ' '), 'digest', plan_digest(step, ids),
-    'stats', cjson.encode(stats), 'state', 'batched')
+    'state', 'batched')
   redis.call('HSET', META, 'next_step', step + 1)
 end
 
