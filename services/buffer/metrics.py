@@ -6,6 +6,7 @@ buffer loses none of it, and every replica tells the same. What this process did
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from prometheus_client.registry import Collector
 from dapod.types import Disposition, RunState
 from services.buffer.records import Counts, Plan, ServerInfo
 from services.buffer.scripts import StoreAway
+
+log = logging.getLogger("dapod.buffer")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 15.0, 60.0)
 _VERSIONS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
@@ -111,6 +114,8 @@ class StateCollector(Collector):
             counts is not None,
         )
         if counts is not None:
+            if counts.conservation_error:
+                log.error("groups are lost or doubled: %s", "; ".join(counts.faults))
             yield from _gauges(counts)
             yield from _counters(counts)
 

@@ -87,3 +87,12 @@ def test_only_calls_that_carry_the_run_forward_are_progress() -> None:
     with metrics.measured("SubmitGroup"):
         pass
     assert time.time() - value(registry, "last_progress_timestamp_seconds") < 60
+
+
+def test_a_lost_group_is_named_in_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    registry = registry_of(world)
+    (group_id,) = world.sample(0, 1)
+    assert value(registry, "conservation_error_groups") == 0 and not caplog.records
+    world.client.delete(world.key(f"g:{group_id}"))
+    assert value(registry, "conservation_error_groups") == 1
+    assert f"{group_id} is ready, its hash says nothing" in caplog.text
