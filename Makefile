@@ -12,10 +12,10 @@ UNIT_TESTS := $(filter-out $(E2E_TESTS) tests/gpu tests/__pycache__, \
 
 # Never two at a time: lint before tests is the point, and the machine may be small.
 .NOTPARALLEL:
-.PHONY: help setup model demo test lint unit e2e proto generated clean
+.PHONY: help setup model demo test lint unit e2e bench bench-reward proto generated clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## .venv with everything in requirements.lock; instant when nothing changed
 	@requirements/install $(VENV)
@@ -40,6 +40,12 @@ unit: setup ## the unit tests, seconds
 
 e2e: model ## the end-to-end tests with real vLLM and real DeepSpeed, minutes
 	@$(BIN)/python -m pytest $(E2E_TESTS)
+
+bench-reward: setup ## verifications a second, against a fork per call and plain Math-Verify
+	@$(BIN)/python -m bench.reward
+
+bench: model ## what the services cost: the platform against one program, in turn (20 minutes)
+	@$(BIN)/python -m bench.overhead
 
 proto: setup ## regenerate dapod/v1 from proto/
 	@$(MAKE) --no-print-directory generated

@@ -32,7 +32,8 @@ from dapod.policy_store import PolicyStore
 from dapod.types import Group, Outcome, PolicyVersion, Rollout, Verdict
 from dapod.v1.buffer_pb2 import BatchPlan, PlannedGroup
 from services.buffer.prompts import Cursor, Prompts, load_prompts
-from services.reward.verifiers import VERIFIERS
+from services.reward import verifiers
+from services.reward.verifiers import Verifier
 from services.rollout import settings
 from services.rollout.engine import Output, SamplingRequest
 from services.rollout.policies import PolicyReader
@@ -53,6 +54,7 @@ class Sampler:
     config: RunConfig
     engine: VllmEngine
     prompts: Prompts
+    verifier: Verifier
     cursor: Cursor = field(default_factory=lambda: Cursor(epoch=0, position=0))
     surplus: list[Group] = field(default_factory=list)
     tokens: int = 0
@@ -93,7 +95,7 @@ class Sampler:
         return Group(group_id=group_id, prompt_token_ids=prompt.token_ids, rollouts=judged)
 
     def _judge(self, output: Output, answer: str) -> Rollout:
-        correct = bool(VERIFIERS[self.config.data.verifier](output.text, answer).correct)
+        correct = bool(self.verifier(output.text, answer).correct)
         outcome = Outcome.CORRECT if correct else Outcome.WRONG
         tokens = len(output.rollout.token_ids)
         penalty = algorithm.overlong_penalty(
@@ -148,7 +150,12 @@ async def steps(run: RunConfig, wanted: int, scratch: Path) -> AsyncIterator[dic
         await engine.load(await reader.verify(version))
         store.prune(keep=[], newest=2)
 
-    sampler = Sampler(config=run, engine=engine, prompts=load_prompts(run))
+    sampler = Sampler(
+        config=run,
+        engine=engine,
+        prompts=load_prompts(run),
+        verifier=verifiers.load(run.data.verifier),
+    )
     try:
         await publish(0)
         for step in range(wanted):

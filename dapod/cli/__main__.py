@@ -1,4 +1,4 @@
-"""The command line: `dapod run`, `dapod config check`, `dapod model fetch`.
+"""The command line: `dapod run`, `dapod config check`, `dapod model fetch`, `dapod verify`.
 
 Exit status 0: done; 1: the run failed; 2: something the user must change, in one sentence on
 stderr; 128 + n: stopped by signal n.
@@ -41,7 +41,10 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    chosen = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["verify"]:
+        _verify(given[1:])
+    chosen = _parser().parse_args(given)
     command: Callable[[argparse.Namespace], int] = chosen.command
     try:
         return command(chosen)
@@ -72,6 +75,7 @@ def _parser() -> Parser:
     )
     config = commands.add_parser("config", help="config check FILE: is a config right?")
     _add_check(config.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    commands.add_parser("verify", help="judge responses on stdin (dapod verify --help)")
     model = commands.add_parser("model", help="model fetch: prepare the quickstart's model")
     _add_fetch(model.add_subparsers(title="commands", metavar="COMMAND", required=True))
     return parser
@@ -181,6 +185,11 @@ def _check(chosen: argparse.Namespace) -> int:
         f"live at once"
     )
     return 0
+
+
+def _verify(arguments: Sequence[str]) -> NoReturn:
+    """Becomes the reward service's own program, which has its own arguments."""
+    os.execv(sys.executable, [sys.executable, "-m", "services.reward.verify", *arguments])
 
 
 def _fetch(chosen: argparse.Namespace) -> int:

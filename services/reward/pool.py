@@ -6,12 +6,16 @@
 
 The pool knows outcomes and nothing about rewards. What it promises:
 
-- A job that overruns costs its own worker the deadline and a respawn, twice at most; the other
+- A job that overruns costs its own worker the deadline and a fork, twice at most; the other
   workers go on. With all slots taken a job waits in the queue, never longer than its call.
 - A worker that failed a verification is never used again, so the retry is always on another one.
 - Nothing waits for ever: threads look up once a second, workers are killed by pid.
 
-MEASURED
+A replacement is forked from a template that has the verifiers loaded (see `nursery`), so no spare
+worker is kept. Measured on 2 busy cores, fork to first verdict: `integer` 2 ms, `math_verify` 10 ms
+(8 MB of its own); a process that imports Math-Verify afresh needs 0.9 s, beside others 2 to 3.5 s.
+With those and one warm spare, 169 hostile responses took 269 s, 47 s of it deadlines, the rest
+waiting for workers. `bench/reward` measures throughput.
 """
 
 import logging

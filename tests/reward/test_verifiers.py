@@ -18,31 +18,31 @@ UNPARSED = Judgement(correct=None, extracted=None)
     ("response", "answer", "correct"),
     [
         ("12", "12", True),
-        (" 12\n", "12", True),
-        ("12.", "12", True),
+        (" 12.\n", "12", True),
         ("+12", "12", True),
         ("012", "12", True),
         ("-3", "-3", True),
         ("-0", "0", True),
-        ("13", "12", False),
+        ("7 + 5 = 12", "12", True),
+        ("9-2", "2", True),  # a minus between digits is no sign
+        ("9 - 2 = -7", "-7", True),
+        ("The answer is **12**, not 13", "13", True),
+        ("12\n13", "12", False),
+        ("12 + 0 =", "12", False),
         ("3", "-3", False),
         ("9" * 5000, "9" * 5000, True),  # more digits than int() takes
         ("9" * 5000, "9" * 4999, False),
     ],
 )
-def test_a_bare_integer_is_compared_by_value(response, answer, correct):
+def test_the_last_integer_of_the_response_is_compared_by_value(response, answer, correct):
     assert integer(response, answer).correct is correct
 
 
 @pytest.mark.parametrize(
     "response",
-    [
-        *("", " ", ".", "-", "- 3", "12..", "1.0", "1,000", "1e3", "0x12", "12!", "**12**"),
-        *("7 + 5 = 12", "The answer is 12", "12 apples", "12\n13", "$12$", "twelve"),
-        *("\u0661\u0662", "\uff11\uff12", "\u00b2", "\u22123"),  # other scripts, superscript, minus
-    ],
+    ["", " ", ".", "-", "twelve", "\u0661\u0662", "\uff11\uff12", "\u00b2"],  # other scripts
 )
-def test_anything_but_a_bare_integer_is_unparsed(response):
+def test_a_response_without_an_integer_is_unparsed(response):
     assert integer(response, "12") == UNPARSED
 
 

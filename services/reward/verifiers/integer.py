@@ -1,16 +1,16 @@
-"""The quickstart's verifier: the whole response must be one integer.
+"""The quickstart's verifier: the last integer of the response is the answer.
 
-"Reply with only the number." is taken at its word: after stripping white space and one optional
-full stop nothing but the integer may be left. Fishing the last number out of a sentence would
-call "7 + 5 = 12" right, and the first policy would have little left to learn.
+Small models answer "7 + 5 = 12" where only the number was asked for; the last integer is what they
+came to. (Measured: taken at its word, "Reply with only the number." would find SmolLM2-135M right
+in 0 of 160 answers, so nothing could be learned from; this way it is right in 13 %.)
 """
 
 import re
 
 from services.reward.verifiers.judgement import UNPARSED, Judgement, Verifier
 
-# ASCII digits only: \d would also take digits of other scripts.
-_INTEGER = re.compile(r"([+-]?)([0-9]+)")
+# ASCII digits only: \d would also take digits of other scripts. In "9-2" the minus is no sign.
+_INTEGER = re.compile(r"(?<![0-9])[+-]?[0-9]+")
 
 
 def make(_parameter: str) -> Verifier:
@@ -18,20 +18,17 @@ def make(_parameter: str) -> Verifier:
 
 
 def integer(response: str, answer: str) -> Judgement:
-    """Judge a response that should be just an integer, such as "12", "+12" or "-3."."""
-    key = _canonical(answer.strip())
-    if key is None:
+    """Judge a response such as "12", "7 + 5 = 12" or "The answer is 12."."""
+    if not _INTEGER.fullmatch(answer.strip()):
         raise ValueError(f"the key {answer[:40]!r} is not an integer")
-    extracted = _canonical(response.strip().removesuffix(".").rstrip())
-    if extracted is None:
+    found = _INTEGER.findall(response)
+    if not found:
         return UNPARSED
-    return Judgement(correct=extracted == key, extracted=extracted)
+    extracted = _canonical(found[-1])
+    return Judgement(correct=extracted == _canonical(answer.strip()), extracted=extracted)
 
 
-def _canonical(text: str) -> str | None:
+def _canonical(text: str) -> str:
     """Compare digits, not ints: int() refuses more than 4,300 of them."""
-    match = _INTEGER.fullmatch(text)
-    if match is None:
-        return None
-    digits = match[2].lstrip("0") or "0"
-    return f"-{digits}" if match[1] == "-" and digits != "0" else digits
+    digits = text.lstrip("+-").lstrip("0") or "0"
+    return f"-{digits}" if text.startswith("-") and digits != "0" else digits

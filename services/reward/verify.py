@@ -1,0 +1,128 @@
+"""The command `dapod verify`: the reward service's own pool over standard input, no service.
+
+    python -m services.reward.verify --verifier math_verify < responses.jsonl > verdicts.jsonl
+
+In, one a line: {"response": "…", "answer": "…"}; more keys may be there. Out, in the same order:
+{"outcome": …, "correct": …, "reward": …, "extracted": …, "seconds": …}. Where there is no judgement
+correct and reward are null and "error" says why. See `stream`.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from prometheus_client import CollectorRegistry
+
+from dapod.config import Reward
+from services.reward.metrics import RewardMetrics
+from services.reward.pool import VerifierPool
+from services.reward.stream import VerdictStream
+
+_WARM_SECONDS = 120.0
+_LOOK_UP_SECONDS = 0.2
+_DEFAULTS = Reward()
+
+
+class Refused(Exception):
+    """The verifier cannot be used; the message says what to change."""
+
+
+class Parser(argparse.ArgumentParser):
+    """One sentence and exit status 2, as for every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"dapod: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when the input is through, whatever the verdicts; 2 for what the user must change."""
+    chosen = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.ERROR, format="dapod: %(message)s")  # verdicts say the rest
+    try:
+        with _pool(chosen) as pool:
+            _wait_for_a_worker(pool)
+            verdicts = sys.stdout.buffer
+            VerdictStream(pool=pool, verifier=chosen.verifier, verdicts=verdicts).run(
+                sys.stdin.buffer
+            )
+    except Refused as error:
+        print(f"dapod: --verifier {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Nobody reads the output any more; python would complain about that again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _wait_for_a_worker(pool: VerifierPool) -> None:
+    waited = 0.0
+    while not pool.wait_until_warm(_LOOK_UP_SECONDS, workers=1):
+        waited += _LOOK_UP_SECONDS
+        if pool.refusal:
+            raise Refused(pool.refusal)
+        if waited > _WARM_SECONDS:
+            raise Refused(f"does not load within {_WARM_SECONDS:g} s")
+
+
+def _pool(chosen: argparse.Namespace) -> VerifierPool:
+    return VerifierPool(
+        verifiers=[chosen.verifier],
+        workers=chosen.workers,
+        deadline_seconds=chosen.deadline_seconds,
+        memory_bytes=chosen.memory_mib * 1024 * 1024,
+        metrics=RewardMetrics(CollectorRegistry()),
+    )
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="dapod verify",
+        description='Judge JSON lines {"response": "…", "answer": "…"} from standard input.',
+    )
+    parser.add_argument("--verifier", required=True, metavar="NAME", help="see docs/verifiers.md")
+    parser.add_argument(
+        "--workers",
+        type=_whole,
+        default=_DEFAULTS.workers,
+        metavar="N",
+        help="processes that judge side by side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--deadline-seconds",
+        type=_positive,
+        default=_DEFAULTS.deadline_seconds,
+        metavar="S",
+        help="a worker that takes longer for one response is killed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory-mib",
+        type=_whole,
+        default=_DEFAULTS.memory_mib,
+        metavar="M",
+        help="memory limit of one worker (default: %(default)s)",
+    )
+    return parser
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""A policy directory in somebody else's hands: plain transformers or a fresh vLLM, without dapod.
+
+    echo '{"messages": ["What is 2 + 2?"], "max_new_tokens": 16, "repeat": 2}' \
+        | python ask_policy.py transformers DIRECTORY
+
+Samples at temperature 1 and prints a JSON list with the list of answers to each message.
+"""
+
+import json
+import os
+import sys
+
+
+def main(library: str, directory: str) -> None:
+    request = json.load(sys.stdin)
+    ask = {"transformers": ask_transformers, "vllm": ask_vllm}[library]
+    # vLLM writes to standard output too.
+    sys.stdout.flush()
+    answers_to, _ = os.dup(1), os.dup2(2, 1)
+    answers = ask(directory, request)
+    with os.fdopen(answers_to, "w") as stream:
+        json.dump(answers, stream)
+
+
+def ask_transformers(directory, request):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+    texts = [_prompt(tokenizer, message) for message in request["messages"]]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    with torch.inference_mode():
+        output = model.generate(
+            **batch,
+            do_sample=True,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            num_return_sequences=request["repeat"],
+            max_new_tokens=request["max_new_tokens"],
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    new = output[:, batch["input_ids"].shape[1] :]
+    flat = tokenizer.batch_decode(new, skip_special_tokens=True)
+    repeat = request["repeat"]
+    return [flat[i : i + repeat] for i in range(0, len(flat), repeat)]
+
+
+def ask_vllm(directory, request):
+    from transformers import AutoTokenizer
+    from vllm import LLM, SamplingParams
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    prompts = [
+        {
+            "prompt_token_ids": tokenizer(_prompt(tokenizer, m), add_special_tokens=False)[
+                "input_ids"
+            ]
+        }
+        for m in request["messages"]
+    ]
+    sampling = SamplingParams(
+        n=request["repeat"], temperature=1.0, max_tokens=request["max_new_tokens"], seed=0
+    )
+    engine = LLM(model=directory, max_model_len=256, enforce_eager=True, max_num_seqs=64)
+    return [[o.text for o in answer.outputs] for answer in engine.generate(prompts, sampling)]
+
+
+def _prompt(tokenizer, message):
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,282 @@
+"""The real vLLM on the real model: what it samples and reports, and how it changes its weights.
+
+One engine serves all tests, in order; the last one breaks it. `-s` shows the measured speeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from dapod import config as configuration
+from dapod.policy_store import PolicyCorrupt, PolicyStore
+from dapod.types import FinishReason, PolicyVersion
+from services.rollout import settings
+from services.rollout.engine import EngineFailed, Output, RequestRefused, SamplingRequest
+from services.rollout.policies import PolicyReader, VerifiedPolicy
+from services.rollout.vllm_engine import VllmEngine
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(600),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.filterwarnings("ignore"),  # vLLM's and torch's own, at import
+]
+
+ROOT = Path(__file__).parents[2]
+V0 = PolicyVersion(number=0, lineage="aaa")
+V1 = PolicyVersion(number=1, lineage="aaa")
+V2 = PolicyVersion(number=2, lineage="aaa")
+QUESTION = "What is 7 + 5? Reply with only the number."
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """The engine under test, the store it reads and the prompt of all tests."""
+
+    engine: VllmEngine
+    store: PolicyStore
+    reader: PolicyReader
+    prompt: np.ndarray
+    start_seconds: float
+    requests: int = 0
+
+    async def sample(self, temperature: float = 1.0, rollouts: int = 8) -> tuple[Output, ...]:
+        self.requests += 1
+        return await self.engine.sample(
+            SamplingRequest(
+                request_id=f"g{self.requests}",
+                prompt_token_ids=self.prompt,
+                rollouts=rollouts,
+                temperature=temperature,
+                top_p=1.0,
+                max_response_tokens=16,
+            )
+        )
+
+    async def in_flight(self) -> None:
+        """Waits until vLLM has taken the request that was just begun."""
+        async with asyncio.timeout(30):
+            while not self.engine._llm.get_num_unfinished_requests():
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture(scope="module")
+def store(model: Path, tmp_path_factory: pytest.TempPathFactory) -> PolicyStore:
+    """v0 is the model; v1 has its final norm halved, which halves all logits; v2 lacks a tensor."""
+    store = PolicyStore(tmp_path_factory.mktemp("policies"))
+    store.publish(V0, lambda directory: _write(model, directory, lambda tensors: None))
+    store.publish(V1, lambda directory: _write(model, directory, _halve_the_norm))
+    store.publish(V2, lambda directory: _write(model, directory, _drop_a_tensor))
+    return store
+
+
+def _write(model: Path, directory: Path, change: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for file in model.iterdir():
+        if file.is_file() and file.suffix != ".safetensors":
+            shutil.copy(file, directory)
+    tensors = load_file(model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _halve_the_norm(tensors: dict[str, Any]) -> None:
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] / 2
+
+
+def _drop_a_tensor(tensors: dict[str, Any]) -> None:
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bench(model: Path, store: PolicyStore) -> AsyncIterator[Bench]:
+    environment = dict(os.environ)
+    config = configuration.load(ROOT / "configs" / "quickstart.toml", [f'model.path="{model}"'])
+    settings.set_environment(os.environ, config, cpu=settings.is_cpu_build())
+    engine = VllmEngine(
+        lambda directory: settings.engine_arguments(
+            config, model=directory, worker_id="bench", cpu=settings.is_cpu_build()
+        )
+    )
+    reader = PolicyReader(store, model)
+    started = time.monotonic()
+    await engine.import_vllm()
+    imported = time.monotonic()
+    await engine.load(await reader.verify(V0))
+    seconds = time.monotonic() - imported
+    print(f"\nimport {imported - started:.1f} s, start {seconds:.1f} s")
+    bench = Bench(
+        engine=engine,
+        store=store,
+        reader=reader,
+        prompt=_prompt(model),
+        start_seconds=seconds,
+    )
+    try:
+        yield bench
+    finally:
+        await engine.stop()
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def _prompt(model: Path) -> np.ndarray:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    chat = [{"role": "user", "content": QUESTION}]
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+
+
+def _differences(
+    directory: Path, prompt: np.ndarray, outputs: tuple[Output, ...], temperature: float = 1.0
+) -> np.ndarray:
+    """|engine's log-prob - transformers' own in float32| of every sampled token."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    differences = []
+    for output in outputs:
+        response = output.rollout.token_ids
+        tokens = torch.tensor(np.concatenate([prompt, response])[None], dtype=torch.long)
+        with torch.no_grad():
+            logits = model(tokens).logits[0, len(prompt) - 1 : -1]
+        logprobs = torch.log_softmax(logits / temperature, -1).numpy()
+        wanted = logprobs[np.arange(len(response)), response]
+        differences.append(np.abs(wanted - output.rollout.logprobs))
+    return np.concatenate(differences)
+
+
+async def test_log_probs_are_those_of_the_sampled_distribution(bench: Bench) -> None:
+    outputs = await bench.sample()
+    differences = _differences(bench.store.path(V0), bench.prompt, outputs)
+    print(f"T=1: mean {differences.mean():.4f} max {differences.max():.3f}")
+    assert differences.mean() < 0.06
+    assert differences.max() < 0.6
+
+
+async def test_at_another_temperature_the_log_probs_are_of_the_scaled_logits(bench: Bench) -> None:
+    outputs = await bench.sample(temperature=0.6)
+    differences = _differences(bench.store.path(V0), bench.prompt, outputs, 0.6)
+    raw = _differences(bench.store.path(V0), bench.prompt, outputs, 1.0)
+    assert differences.mean() < 0.08
+    assert raw.mean() > 2 * differences.mean()
+
+
+async def test_every_token_has_its_log_prob_and_its_policy_and_eos_is_one_of_them(
+    bench: Bench,
+) -> None:
+    outputs = await bench.sample(rollouts=32)
+    for output in outputs:
+        rollout = output.rollout
+        assert len(rollout.token_ids) == len(rollout.logprobs)
+        assert [(s.policy, s.tokens) for s in rollout.policy_spans] == [
+            (V0, len(rollout.token_ids))
+        ]
+        assert "<|im_end|>" not in output.text
+    stopped = [o.rollout for o in outputs if o.rollout.finish_reason is FinishReason.STOP]
+    cut = [o.rollout for o in outputs if o.rollout.finish_reason is FinishReason.LENGTH]
+    assert stopped and cut
+    assert {int(rollout.token_ids[-1]) for rollout in stopped} == {2}
+    assert {len(rollout.token_ids) for rollout in cut} == {16}
+    assert all(rollout.truncated for rollout in cut)
+
+
+async def test_the_rollouts_of_a_group_differ_and_so_do_those_of_two_requests(bench: Bench) -> None:
+    first, second = await bench.sample(), await bench.sample()
+    assert len({tuple(output.rollout.token_ids) for output in first}) > 1
+    assert [o.rollout.token_ids.tolist() for o in first] != [
+        o.rollout.token_ids.tolist() for o in second
+    ]
+
+
+async def test_a_prompt_of_another_vocabulary_is_refused_and_the_engine_lives_on(
+    bench: Bench,
+) -> None:
+    request = SamplingRequest(
+        request_id="odd",
+        prompt_token_ids=np.array([1, 99_999_999], dtype=np.int32),
+        rollouts=2,
+        temperature=1.0,
+        top_p=1.0,
+        max_response_tokens=4,
+    )
+    with pytest.raises(RequestRefused, match="vocabulary"):
+        await bench.engine.sample(request)
+    assert len(await bench.sample(rollouts=2)) == 2
+
+
+async def test_cancelling_a_request_aborts_it(bench: Bench) -> None:
+    task = asyncio.create_task(bench.sample(rollouts=64))
+    await bench.in_flight()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(await bench.sample(rollouts=2)) == 2
+
+
+async def test_it_samples_64_sequences_at_once(bench: Bench) -> None:
+    started = time.monotonic()
+    groups = await asyncio.gather(*(bench.sample() for _ in range(8)))
+    seconds = time.monotonic() - started
+    tokens = sum(len(output.rollout.token_ids) for group in groups for output in group)
+    print(f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.0f} tokens/s")
+    assert all(len(group) == 8 for group in groups)
+
+
+async def test_a_version_without_a_tensor_is_refused_before_the_engine_is_touched(
+    bench: Bench,
+) -> None:
+    with pytest.raises(PolicyCorrupt, match=re.escape("layers.0.mlp.up_proj.weight")):
+        await bench.reader.verify(V2)
+    assert bench.engine.ready and bench.engine.loaded == V0
+    outputs = await bench.sample()
+    assert _differences(bench.store.path(V0), bench.prompt, outputs).mean() < 0.06
+
+
+async def test_a_load_waits_for_running_requests_and_then_samples_from_the_new_weights(
+    bench: Bench,
+) -> None:
+    """The prompt has been cached many times by now: old keys would show."""
+    running = asyncio.create_task(bench.sample())
+    await bench.in_flight()
+    verified = await bench.reader.verify(V1)
+    started = time.monotonic()
+    await bench.engine.load(verified)
+    print(f"load {time.monotonic() - started:.2f} s")
+    assert {s.policy for o in await running for s in o.rollout.policy_spans} == {V0}
+
+    outputs = await bench.sample()
+    assert {s.policy for o in outputs for s in o.rollout.policy_spans} == {V1}
+    new = _differences(bench.store.path(V1), bench.prompt, outputs)
+    old = _differences(bench.store.path(V0), bench.prompt, outputs)
+    print(f"after the load: mean {new.mean():.4f} to the new weights, {old.mean():.2f} to the old")
+    assert new.mean() < 0.06
+    assert old.mean() > 0.5
+
+
+async def test_a_load_that_fails_half_way_leaves_an_engine_that_samples_no_more(
+    bench: Bench, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineFailed, match="half-way"):
+        await bench.engine.load(VerifiedPolicy(policy=V2, directory=tmp_path / "gone"))
+    assert not bench.engine.ready
+    with pytest.raises(EngineFailed):
+        await bench.sample()
+    with pytest.raises(EngineFailed):
+        await bench.engine.load(await bench.reader.verify(V0))
