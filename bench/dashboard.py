@@ -49,6 +49,10 @@ class Source:
     def __init__(self, url: str, start: float, end: float) -> None:
         self._url, self._start, self._end = url, start, end
 
+    @property
+    def minutes(self) -> float:
+        return (self._end - self._start) / 60
+
     def series(self, query: str) -> list[Series]:
         """Labels, minutes since the start, values."""
         for name, value in CHOSEN.items():
@@ -116,6 +120,8 @@ def _panel(panel: dict[str, Any], source: Source, axis: Axes) -> None:
     axis.yaxis.set_major_locator(MaxNLocator(4))
     axis.yaxis.set_major_formatter(_unit(settings["unit"]))
     axis.tick_params(labelsize=8)
+    axis.set_xlim(0, source.minutes)
+    axis.margins(y=0.15)
     if settings.get("min") == 0:
         axis.set_ylim(bottom=0)
     if 1 < len(found) < 12:
