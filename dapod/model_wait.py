@@ -15,7 +15,7 @@ from dapod.environment import Environment
 from dapod.model_files import check_model
 
 WAIT_SECONDS = 1800.0
-LOOK_UP_SECONDS = 2.0
+LOOK_UP_SECONDS = 1.0
 
 
 def wait(run: RunConfig, *, seconds: float = WAIT_SECONDS) -> None:
