@@ -1,4 +1,4 @@
-"""What each component adds: the graph and nothing else, a metric that exists, no trace of Valkey."""
+"""What each component adds: the graph and nothing else, metrics that exist, no trace of Valkey."""
 
 import re
 
@@ -33,9 +33,7 @@ def allowed(manifests: Manifests, one: Pod, other: Pod, port: int) -> bool:
     )
 
 
-def _passes(
-    manifests: Manifests, pod: Pod, peer: Pod, port: int, direction: str, key: str
-) -> bool:
+def _passes(manifests: Manifests, pod: Pod, peer: Pod, port: int, direction: str, key: str) -> bool:
     kind = direction.capitalize()
     policies = [
         policy["spec"]
@@ -194,9 +192,7 @@ def test_the_autoscalers_agree_on_their_target_and_pace() -> None:
 def test_an_autoscaled_deployment_states_no_number(autoscaler: str) -> None:
     manifests = build("cpu-demo", autoscaler)
     assert "replicas" not in named(manifests, "Deployment", "rollout")["spec"]
-    (scaler,) = [
-        m for m in manifests if m["kind"] in ("ScaledObject", "HorizontalPodAutoscaler")
-    ]
+    (scaler,) = [m for m in manifests if m["kind"] in ("ScaledObject", "HorizontalPodAutoscaler")]
     assert scaler["spec"]["scaleTargetRef"]["name"] == "rollout"
 
 

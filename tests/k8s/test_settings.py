@@ -1,4 +1,4 @@
-"""What the pods are told: variables that the code reads, ports that it opens, configs that it takes."""
+"""What pods are told: variables that the code reads, ports that it opens, configs that it takes."""
 
 import re
 
