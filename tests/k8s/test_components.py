@@ -1,6 +1,7 @@
 """What each component adds: the graph and nothing else, metrics that exist, no trace of Valkey."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import yaml
@@ -26,29 +27,32 @@ def selects(selector: Manifest, labels: dict[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in wanted.items())
 
 
-def allowed(manifests: Manifests, one: Pod, other: Pod, port: int) -> bool:
-    """Whether `one` may open a connection to `other`: egress of the one, ingress of the other."""
-    return _passes(manifests, one, other, port, "egress", "to") and _passes(
-        manifests, other, one, port, "ingress", "from"
-    )
+def leaves(manifests: Manifests, one: Pod, other: Pod, port: int) -> bool:
+    """Whether `one` may open a connection to `other`, as far as `one` is concerned."""
+    return _passes(manifests, one, other, port, ("Egress", "egress", "to"))
 
 
-def _passes(manifests: Manifests, pod: Pod, peer: Pod, port: int, direction: str, key: str) -> bool:
-    kind = direction.capitalize()
+def enters(manifests: Manifests, one: Pod, other: Pod, port: int) -> bool:
+    """The same, as far as `other` is concerned."""
+    return _passes(manifests, other, one, port, ("Ingress", "ingress", "from"))
+
+
+def _passes(
+    manifests: Manifests, pod: Pod, peer: Pod, port: int, direction: tuple[str, str, str]
+) -> bool:
+    kind, rules, place = direction
     policies = [
         policy["spec"]
         for policy in of_kind(manifests, "NetworkPolicy")
         if kind in policy["spec"]["policyTypes"]
         and selects(policy["spec"]["podSelector"], pod.labels)
     ]
-    if not policies:
-        return True
-    return any(
-        selects(place["podSelector"], peer.labels)
+    return not policies or any(
+        selects(where["podSelector"], peer.labels)
         for policy in policies
-        for rule in policy.get(direction, [])
-        for place in rule[key]
-        if set(place) == {"podSelector"}
+        for rule in policy.get(rules, [])
+        for where in rule[place]
+        if set(where) == {"podSelector"}
         and ("ports" not in rule or port in {p["port"] for p in rule["ports"]})
     )
 
@@ -57,7 +61,10 @@ def by_component(manifests: Manifests) -> dict[str, Pod]:
     return {pod.component: pod for pod in pods(manifests)}
 
 
-def test_only_the_arrows_of_the_graph_are_open() -> None:
+@pytest.mark.parametrize("side", [leaves, enters])
+def test_only_the_arrows_of_the_graph_are_open_on_either_side(
+    side: Callable[[Manifests, Pod, Pod, int], bool],
+) -> None:
     manifests = build("cpu-demo", "network-policies")
     found = by_component(manifests)
     opened = {
@@ -65,15 +72,17 @@ def test_only_the_arrows_of_the_graph_are_open() -> None:
         for one in found
         for other in found
         for port in (50051, 6379, 8080)
-        if allowed(manifests, found[one], found[other], port)
+        if side(manifests, found[one], found[other], port)
     }
     among_ranks = {("trainer", "trainer", port) for port in (50051, 6379, 8080)}
     assert opened - among_ranks == GRAPH
 
 
 def test_without_the_component_everything_is_open() -> None:
-    found = by_component(build("cpu-demo"))
-    assert allowed(build("cpu-demo"), found["reward"], found["valkey"], 6379)
+    manifests = build("cpu-demo")
+    found = by_component(manifests)
+    for side in (leaves, enters):
+        assert side(manifests, found["reward"], found["valkey"], 6379)
 
 
 def egress(manifests: Manifests, component: str) -> list[Manifest]:

@@ -1,4 +1,4 @@
-"""The API server's view: strict schemas of the newest versions, typed models of custom resources."""
+"""The API server's view: strict schemas of the newest versions, typed custom resources."""
 
 import functools
 import json
