@@ -161,12 +161,11 @@ def queries() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("autoscaler", ["keda", "hpa"])
-def test_autoscalers_ask_for_metrics_that_the_trainer_exports(autoscaler: str) -> None:
-    exported = (ROOT / "services" / "trainer" / "metrics.py").read_text()
-    names = set(re.findall(r"\bdapod_trainer_([a-z_]+)", queries()[autoscaler]))
-    assert names == {"phase_seconds_total"}
-    assert all(f'"{name}"' in exported for name in names)
-    assert '"wait"' in exported
+def test_autoscalers_ask_for_metrics_that_are_exported(autoscaler: str) -> None:
+    names = re.findall(r"\bdapod_(trainer|buffer)_([a-z_]+)", queries()[autoscaler])
+    assert set(names) == {("trainer", "phase_seconds_total"), ("buffer", "run_finished")}
+    for service, name in names:
+        assert f'"{name}"' in (ROOT / "services" / service / "metrics.py").read_text()
 
 
 def test_both_autoscalers_ask_the_same() -> None:
@@ -180,8 +179,12 @@ def test_keda_takes_the_ratio_as_it_is_and_a_lost_metric_as_an_error() -> None:
     assert trigger["metricType"] == "Value"
     assert trigger["metadata"]["ignoreNullValues"] == "false"
     assert scaled["spec"]["fallback"]["replicas"] >= scaled["spec"]["minReplicaCount"]
-    # sum / sum: one element, whatever pods there were.
-    assert re.fullmatch(r"sum\(.+\) / clamp_min\(sum\(.+\), 0\.001\)", trigger["metadata"]["query"])
+    # Sums and a maximum, without `by`: one element, whatever pods there were.
+    assert re.fullmatch(
+        r"sum\(.+\) / clamp_min\(sum\(.+\), 0\.001\) or 0 \* max\(.+\)",
+        trigger["metadata"]["query"],
+    )
+    assert " by " not in trigger["metadata"]["query"]
 
 
 def test_the_autoscalers_agree_on_their_target_and_pace() -> None:
