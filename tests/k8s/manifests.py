@@ -21,7 +21,7 @@ K8S = ROOT / "k8s"
 KUBECTL = shutil.which("kubectl")
 NAMESPACE = "dapod"
 
-OVERLAYS = ("cpu-demo",)
+OVERLAYS = ("cpu-demo", "single-node-gpu")
 COMPONENTS = (
     "autoscaling-hpa",
     "autoscaling-keda",

@@ -218,3 +218,9 @@ def test_spot_nodes_are_preferred_beside_the_one_node_rule() -> None:
     rollout = by_component(build("cpu-demo", "spot-rollouts"))["rollout"]
     assert set(rollout.spec["affinity"]) == {"podAffinity", "nodeAffinity"}
     assert rollout.spec["terminationGracePeriodSeconds"] < 30
+
+
+def test_spot_nodes_with_gpus_are_tolerated_too() -> None:
+    rollout = by_component(build("single-node-gpu", "spot-rollouts"))["rollout"]
+    keys = {toleration["key"] for toleration in rollout.spec["tolerations"]}
+    assert {"nvidia.com/gpu", "spot"} <= keys

@@ -95,6 +95,12 @@ def test_every_container_asks_for_memory_and_is_limited_in_it(manifests: Manifes
             assert "cpu" not in limits, pod.owner
 
 
+def test_the_demo_fits_the_machine_that_the_docs_name() -> None:
+    requests = [c["resources"]["requests"] for p in pods(build("cpu-demo")) for c in p.containers]
+    assert sum(int(one["cpu"].removesuffix("m")) for one in requests) <= 1000
+    assert sum(mebibytes(one["memory"]) for one in requests) <= 11 * 1024
+
+
 def test_what_is_written_to_shared_memory_fits_the_containers_memory(manifests: Manifests) -> None:
     for pod in pods(manifests):
         memory = sum(mebibytes(c["resources"]["limits"]["memory"]) for c in pod.containers)

@@ -9,8 +9,8 @@ from dapod.config import RunConfig
 from dapod.environment import Environment
 from tests.k8s.manifests import (
     K8S,
+    OVERLAYS,
     ROOT,
-    Combination,
     Manifest,
     Pod,
     build,
@@ -166,8 +166,9 @@ def test_model_and_data_are_where_the_config_says(
     mounts = {m["mountPath"] for m in container["volumeMounts"] if m["name"] == "models"}
     assert mounts == {"/dapod/models"}
     assert run.model.path.rpartition("/")[0].endswith("/models")
-    data = run.data.path.rpartition("/")[2]
-    assert f"/dapod/configs/{data}" in mounted(manifests, container, buffer)
+    folder, data = run.data.path.split("/")[-2:]
+    on_volume = folder == "models"
+    assert on_volume or f"/dapod/configs/{data}" in mounted(manifests, container, buffer)
 
 
 @pytest.mark.parametrize("file", ["run.toml", "one_digit_arithmetic.jsonl"])
@@ -191,11 +192,11 @@ def valkey_settings(manifests: Manifests) -> dict[str, str]:
     return {line[0]: line[1] for line in lines}
 
 
-@pytest.mark.parametrize("combination", [("base",), ("cpu-demo",)], ids=str)
+@pytest.mark.parametrize("overlay", ["base", *OVERLAYS])
 def test_valkey_can_hold_the_run_and_fork(
-    combination: Combination, tmp_path_factory: pytest.TempPathFactory
+    overlay: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    manifests = build(*combination)
+    manifests = build(overlay)
     settings = valkey_settings(manifests)
     assert settings["appendonly"] == "yes"
     assert settings["maxmemory-policy"] == "noeviction"
@@ -225,3 +226,27 @@ def test_the_engines_cache_fits_the_rollout_pods_memory(
     rollout = next(p for p in pods(manifests) if p.component == "rollout")
     limit = mebibytes(rollout.containers[0]["resources"]["limits"]["memory"])
     assert 1024 * run.rollout.memory_gib + 2048 <= limit
+
+
+@pytest.mark.parametrize("overlay", ["single-node-gpu"])
+def test_every_rank_and_every_engine_has_its_gpus(
+    overlay: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run = run_config(build(overlay), tmp_path_factory)
+    wanted = {"trainer": run.trainer.ranks, "rollout": run.rollout.tensor_parallel}
+    for pod in pods(build(overlay)):
+        limits = pod.containers[0]["resources"]["limits"]
+        assert limits.get("nvidia.com/gpu") == wanted.get(pod.component), pod.owner
+        tolerated = {t["key"] for t in pod.spec.get("tolerations", [])}
+        assert ("nvidia.com/gpu" in tolerated) == (pod.component in wanted)
+
+
+@pytest.mark.parametrize("overlay", ["single-node-gpu"])
+def test_gpu_overlays_share_weights_between_nodes(overlay: str) -> None:
+    for claim in of_kind(build(overlay), "PersistentVolumeClaim"):
+        if claim["metadata"]["name"] in ("models", "policies"):
+            assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for pod in pods(build(overlay)):
+        assert not pod.spec.get("affinity"), pod.owner
+        if pod.component in ("trainer", "rollout"):
+            assert all(c["image"].endswith("-cuda") for c in pod.all_containers)
