@@ -8,7 +8,6 @@ from dapod import config
 from dapod.config import RunConfig
 from dapod.environment import Environment
 from tests.k8s.manifests import (
-    K8S,
     OVERLAYS,
     ROOT,
     Manifest,
@@ -171,10 +170,12 @@ def test_model_and_data_are_where_the_config_says(
     assert on_volume or f"/dapod/configs/{data}" in mounted(manifests, container, buffer)
 
 
-@pytest.mark.parametrize("file", ["run.toml", "one_digit_arithmetic.jsonl"])
-def test_the_base_trains_the_quickstart_byte_for_byte(file: str) -> None:
-    original = {"run.toml": "quickstart.toml"}.get(file, file)
-    assert (K8S / "base" / file).read_bytes() == (ROOT / "configs" / original).read_bytes()
+@pytest.mark.parametrize("overlay", ["base", "cpu-demo"])
+def test_the_demo_trains_the_quickstart_byte_for_byte(overlay: str) -> None:
+    data = named(build(overlay), "ConfigMap", "run")["data"]
+    assert data["run.toml"] == (ROOT / "configs" / "quickstart.toml").read_text()
+    rows = "one_digit_arithmetic.jsonl"
+    assert data[rows] == (ROOT / "configs" / rows).read_text()
 
 
 def test_the_demo_fetches_the_model_that_its_config_names(
