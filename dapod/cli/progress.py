@@ -5,6 +5,7 @@ finished step, each restart, and each wait that lasts.
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,9 +110,9 @@ def progress_of(row: StepRow, rows: Sequence[StepRow], total: int) -> str:
     return "  ".join(
         [
             f"step {row.step + 1}/{total}",
-            f"accuracy {row.accuracy:.2f}",
-            f"informative {row.informative:.2f}",
-            f"reward {row.reward_mean:+.2f}",
+            f"accuracy {_shown(row.accuracy, '.2f')}",
+            f"informative {_shown(row.informative, '.2f')}",
+            f"reward {_shown(row.reward_mean, '+.2f')}",
             f"entropy {row.entropy_nats:.2f}",
             f"staleness {row.staleness_mean:.1f}",
             f"tokens/s {row.tokens_per_second:.0f}",
@@ -119,6 +120,11 @@ def progress_of(row: StepRow, rows: Sequence[StepRow], total: int) -> str:
             *([f"~{duration(left)} left"] if left else []),
         ]
     )
+
+
+def _shown(value: float, form: str) -> str:
+    """A mean over nothing is a dash, not a number."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def time_left(rows: Sequence[StepRow], total: int) -> float:

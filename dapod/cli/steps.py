@@ -52,9 +52,9 @@ class StepRow:
 
     @property
     def informative(self) -> float:
-        """Share of the groups sampled that were informative."""
+        """Share of the groups sampled that were informative; NaN when none was sampled."""
         groups = self.groups_kept + self.groups_uniform + self.groups_failed
-        return self.groups_kept / groups if groups else 0.0
+        return self.groups_kept / groups if groups else float("nan")
 
     @property
     def tokens_per_second(self) -> float:

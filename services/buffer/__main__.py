@@ -36,7 +36,7 @@ def serve(service: Service) -> None:
     store = Store(scripts=scripts, prompts=prompts, config=service.config)
     store.start(service.config_digest)
     server = _server(service, store, prompts)
-    service.registry.register(StateCollector(store.counts))
+    service.registry.register(_collector(store, service))
     port = server.start(service.environment.listen_host, service.environment.grpc_port)
     log.info("answering on port %d: %d prompts, run %s", port, len(prompts), service.run_id)
     while not service.stop.is_set():
@@ -58,6 +58,14 @@ def _server(service: Service, store: Store, prompts: Prompts) -> RpcServer:
     )
     buffer_pb2_grpc.add_BufferServiceServicer_to_server(servicer, server.grpc)
     return server
+
+
+def _collector(store: Store, service: Service) -> StateCollector:
+    return StateCollector(
+        counts=store.counts,
+        server=store.server,
+        max_staleness=service.config.algorithm.max_staleness,
+    )
 
 
 def _report(service: Service, store: Store, prompts: Prompts) -> None:

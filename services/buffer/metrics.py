@@ -6,22 +6,29 @@ buffer loses none of it, and every replica tells the same. What this process did
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import grpc
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dapod.types import Disposition, RunState
-from services.buffer.records import Counts, Plan
+from services.buffer.records import Counts, Plan, ServerInfo
 from services.buffer.scripts import StoreAway
+
+log = logging.getLogger("dapod.buffer")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 15.0, 60.0)
 _VERSIONS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+
+_PROGRESS = frozenset({"SubmitGroup", "CommitStep", "Checkpointed", "Resume"})
+"""The calls that carry a run forward; the others are repeated even when nothing moves."""
 
 
 @dataclass
@@ -47,6 +54,13 @@ class BufferMetrics:
             buckets=_VERSIONS,
             registry=registry,
         )
+        self.last_progress = Gauge(
+            "dapod_buffer_last_progress_timestamp_seconds",
+            "When this replica last took a group, a commit, a checkpoint or a resume, in Unix "
+            "time; NaN before the first.",
+            registry=registry,
+        )
+        self.last_progress.set(math.nan)
 
     @contextmanager
     def measured(self, method: str) -> Iterator[_Call]:
@@ -61,6 +75,8 @@ class BufferMetrics:
         finally:
             labelled = self.rpc_seconds.labels(method, call.code.name)
             labelled.observe(time.perf_counter() - started)
+            if method in _PROGRESS and call.code is grpc.StatusCode.OK:
+                self.last_progress.set_to_current_time()
 
     def handed_out(self, plan: Plan) -> None:
         """A batch was cut."""
@@ -69,20 +85,45 @@ class BufferMetrics:
 
 
 class StateCollector(Collector):
-    """The run as Redis has it, counted at scrape."""
+    """The run as Redis has it, counted at scrape, and Redis itself."""
 
-    def __init__(self, counts: Callable[[], Counts]) -> None:
+    def __init__(
+        self,
+        *,
+        counts: Callable[[], Counts],
+        server: Callable[[], ServerInfo],
+        max_staleness: int,
+    ) -> None:
         self._counts = counts
+        self._server = server
+        self._max_staleness = max_staleness
 
     def collect(self) -> Iterator[Metric]:
+        yield _gauge(
+            "staleness_limit_versions",
+            "algorithm.max_staleness: how many versions behind a group may be.",
+            self._max_staleness,
+        )
+        # Counting writes (leases expire), so a Redis with a full disk tells of itself and no more.
+        with suppress(StoreAway):
+            yield from _server(self._server())
+        counts = self._counted()
+        yield _gauge(
+            "redis_up",
+            "1 while Redis answers and can write; without it the state of the run is not known.",
+            counts is not None,
+        )
+        if counts is not None:
+            if counts.conservation_error:
+                log.error("groups are lost or doubled: %s", "; ".join(counts.faults))
+            yield from _gauges(counts)
+            yield from _counters(counts)
+
+    def _counted(self) -> Counts | None:
         try:
-            counts = self._counts()
+            return self._counts()
         except StoreAway:
-            yield _gauge("redis_up", "1 while Redis answers; without it nothing below is known.", 0)
-            return
-        yield _gauge("redis_up", "1 while Redis answers; without it nothing below is known.", 1)
-        yield from _gauges(counts)
-        yield from _counters(counts)
+            return None
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
@@ -91,6 +132,30 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 
 def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
     return CounterMetricFamily(f"dapod_buffer_{name}", text, value=value)
+
+
+def _server(server: ServerInfo) -> Iterator[Metric]:
+    yield _gauge("redis_memory_bytes", "Memory Redis has allocated.", server.memory_bytes)
+    yield _gauge(
+        "redis_memory_limit_bytes",
+        "Redis' maxmemory, 0 when it has none; at the limit submissions wait.",
+        server.memory_limit_bytes,
+    )
+    yield _gauge(
+        "redis_append_only_enabled",
+        "1 while Redis keeps an append-only file; without one a restart loses the groups.",
+        server.append_only,
+    )
+    yield _gauge(
+        "redis_append_only_ok",
+        "0 when the last write or rewrite of the append-only file failed.",
+        server.append_only_ok,
+    )
+    yield _counter(
+        "redis_delayed_fsyncs",
+        "Times Redis' writes went on although an fsync was still under way: the disk is too slow.",
+        server.delayed_fsyncs,
+    )
 
 
 def _gauges(counts: Counts) -> Iterator[Metric]:

@@ -133,3 +133,16 @@ class Counts:
     payload_bytes: int
     capacity: int
     workers: tuple[WorkerSeen, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerInfo:
+    """What Redis says of itself."""
+
+    memory_bytes: int
+    memory_limit_bytes: int
+    """`maxmemory`; 0 when it has none."""
+    append_only: bool
+    append_only_ok: bool
+    """Whether its last write and its last rewrite succeeded; true without one."""
+    delayed_fsyncs: int

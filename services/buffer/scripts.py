@@ -89,6 +89,11 @@ class Scripts:
         """Raises `StoreAway` when Redis does not answer."""
         _asking(self._client.ping)
 
+    def info(self, section: str) -> Mapping[str, Any]:
+        """What the server says of itself. Raises `StoreAway`."""
+        found: Mapping[str, Any] = _asking(lambda: self._client.info(section))
+        return found
+
 
 def _asking(ask: Callable[[], Any]) -> Any:
     try:

@@ -26,6 +26,7 @@ from services.buffer.records import (
     Plan,
     Planned,
     Resumed,
+    ServerInfo,
     Submission,
     WorkerSeen,
 )
@@ -230,6 +231,18 @@ class Store:
     def ping(self) -> None:
         """Raises `StoreAway` when Redis does not answer."""
         self._scripts.ping()
+
+    def server(self) -> ServerInfo:
+        """Answers even when Redis refuses to write. Raises `StoreAway`."""
+        memory, disk = self._scripts.info("memory"), self._scripts.info("persistence")
+        states = (disk.get("aof_last_write_status"), disk.get("aof_last_bgrewrite_status"))
+        return ServerInfo(
+            memory_bytes=int(memory["used_memory"]),
+            memory_limit_bytes=int(memory.get("maxmemory", 0)),
+            append_only=bool(disk.get("aof_enabled", 0)),
+            append_only_ok="err" not in states,
+            delayed_fsyncs=int(disk.get("aof_delayed_fsync", 0)),
+        )
 
 
 def _policy(number: bytes | str, lineage: bytes | str) -> PolicyVersion | None:

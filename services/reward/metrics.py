@@ -1,5 +1,7 @@
 """All metrics of the reward service."""
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from dapod.types import Outcome
@@ -72,6 +74,12 @@ class RewardMetrics:
             "Worker processes with a verification under way.",
             registry=registry,
         )
+        self.last_progress = Gauge(
+            "dapod_reward_last_progress_timestamp_seconds",
+            "When a verification last came to an outcome, in Unix time; NaN before the first.",
+            registry=registry,
+        )
+        self.last_progress.set(math.nan)
         self.calls_expired = Counter(
             "dapod_reward_calls_expired_total",
             "Score calls whose deadline passed before all their responses were verified.",

@@ -209,4 +209,5 @@ class VerifierPool:
         verifier = ticket.job.verifier
         self._metrics.verifications.labels(verifier=verifier, outcome=verification.outcome).inc()
         self._metrics.verification_seconds.labels(verifier=verifier).observe(ticket.seconds)
+        self._metrics.last_progress.set_to_current_time()
         ticket.future.set_result(replace(verification, seconds=ticket.seconds))

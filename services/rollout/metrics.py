@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from dapod.types import Disposition
 from services.rollout.engine import Output
 
 _TOKENS = (8, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 20480, 32768)
@@ -103,6 +105,8 @@ class RolloutMetrics:
             ["disposition"],
             registry=registry,
         )
+        for disposition in (*Disposition, "returned", "lost"):
+            self.groups.labels(disposition)
         self.group_seconds = Histogram(
             "dapod_rollout_group_seconds",
             "Time from a lease to the answer to its submission.",
@@ -135,6 +139,14 @@ class RolloutMetrics:
             ["where"],
             registry=registry,
         )
+        for where in ("files", "engine"):  # a rate needs to see them at 0
+            self.load_failures.labels(where)
+        self.last_progress = Gauge(
+            "dapod_rollout_last_progress_timestamp_seconds",
+            "When this pod last sampled a group or loaded a policy, in Unix time; NaN before.",
+            registry=registry,
+        )
+        self.last_progress.set(math.nan)
         self.engine_running = Gauge(
             "dapod_rollout_engine_running",
             "1 while the engine can sample; 0 before the first load, during one, after a failure.",
@@ -143,6 +155,7 @@ class RolloutMetrics:
 
     def count_outputs(self, outputs: tuple[Output, ...]) -> None:
         """Counts what one request sampled."""
+        self.last_progress.set_to_current_time()
         for output in outputs:
             tokens = len(output.rollout.token_ids)
             self.tokens.inc(tokens)

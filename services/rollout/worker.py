@@ -174,6 +174,7 @@ class Worker:
         self._metrics.load_seconds.observe(seconds)
         self._metrics.policy_version.set(verified.policy.number)
         self._metrics.engine_running.set(1)
+        self._metrics.last_progress.set_to_current_time()
         log.info("policy %s loaded in %.1f s", verified.policy, seconds)
 
     def _put_off(self, policy: PolicyVersion, why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -20,7 +21,9 @@ class TrainerMetrics:
             return Counter(f"dapod_trainer_{name}", text, labels, registry=registry)
 
         self.step = gauge("step", "The rollout step being waited for or trained.")
-        self.policy_version = gauge("policy_version", "Number of the newest published policy.")
+        self.policy_version = gauge(
+            "policy_version", "Number of the newest published policy; -1 before the first."
+        )
         self.loss = gauge("loss", "Loss of the last step, mean over its updates.")
         self.entropy_nats = gauge(
             "entropy_nats", "Mean token entropy of the policy at the temperature, last step."
@@ -77,6 +80,23 @@ class TrainerMetrics:
             "last_progress_timestamp_seconds",
             "When the trainer last finished something, in Unix time.",
         )
+        self.policy_version.set(-1)
+        self.last_progress.set_to_current_time()
+        self._of_a_step = {
+            "loss": self.loss,
+            "entropy_nats": self.entropy_nats,
+            "mismatch_kl_nats": self.mismatch_kl_nats,
+            "grad_norm": self.grad_norm,
+            "learning_rate": self.learning_rate,
+            "accuracy": self.accuracy_ratio,
+            "reward_mean": self.reward_mean,
+            "response_tokens_mean": self.response_tokens_mean,
+            "truncated_ratio": self.truncated_ratio,
+            "staleness_mean": self.staleness_mean,
+            "staleness_max": self.staleness_max,
+        }
+        for unknown in self._of_a_step.values():  # 0 would look like a collapse
+            unknown.set(math.nan)
         self.publish_seconds = Histogram(
             "dapod_trainer_publish_seconds",
             "Time to write, sync and rename one policy version.",
@@ -90,19 +110,7 @@ class TrainerMetrics:
         self.clip_fraction_ratio.labels("high").set(row["clip_fraction_high"] or 0.0)
         self.tokens_trained.inc(row["tokens_trained"] or 0)
         self.rollouts_dropped.inc(rollouts_dropped)
-        for gauge, key in (
-            (self.loss, "loss"),
-            (self.entropy_nats, "entropy_nats"),
-            (self.mismatch_kl_nats, "mismatch_kl_nats"),
-            (self.grad_norm, "grad_norm"),
-            (self.learning_rate, "learning_rate"),
-            (self.accuracy_ratio, "accuracy"),
-            (self.reward_mean, "reward_mean"),
-            (self.response_tokens_mean, "response_tokens_mean"),
-            (self.truncated_ratio, "truncated_ratio"),
-            (self.staleness_mean, "staleness_mean"),
-            (self.staleness_max, "staleness_max"),
-        ):
+        for key, gauge in self._of_a_step.items():
             value = row[key]
             if value is not None:
                 gauge.set(value)

@@ -85,7 +85,13 @@ class Service:
 
 def serve(world: World) -> Iterator[Service]:
     server, stop, registry = rpc.RpcServer(threads=8), threading.Event(), CollectorRegistry()
-    registry.register(StateCollector(world.store.counts))
+    registry.register(
+        StateCollector(
+            counts=world.store.counts,
+            server=world.store.server,
+            max_staleness=world.config.algorithm.max_staleness,
+        )
+    )
     servicer = BufferServicer(
         store=world.store,
         prompts=world.prompts,

@@ -67,6 +67,13 @@ def test_a_step_is_one_line() -> None:
     )
 
 
+def test_a_step_that_sampled_nothing_shows_dashes() -> None:
+    nothing = float("nan")
+    one = row(accuracy=nothing, reward_mean=nothing, groups_kept=0, groups_uniform=0)
+    said = progress_of(one, [one], 3)
+    assert "accuracy -  informative -  reward -  entropy" in said
+
+
 def test_the_last_step_leaves_no_time() -> None:
     assert "left" not in progress_of(row(step=11), [row(step=11)], 12)
 

@@ -87,7 +87,7 @@ def test_the_numbers_of_the_rows_make_sense(finished: Finished) -> None:
         assert -0.01 < row["mismatch_kl_nats"] < 0.5
         assert row["learning_rate"] == pytest.approx(4e-5)
         assert row["seconds_total"] >= row["seconds_train"] > 0
-    # All that a slow trainer takes may have been sampled before the cut before: means over nothing.
+    # The rollouts may have been so far ahead that nothing was left to sample in a step.
     sampled = [row for row in finished.rows if row["tokens_generated"]]
     assert len(sampled) >= 2
     for row in sampled:
@@ -130,7 +130,8 @@ def test_the_last_lines_say_what_was_learned_where_it_is_and_what_to_try(
     last = finished.end.output[finished.end.output.index("trained 4 of 4 steps") :]
     assert "accuracy" in last and "in the first step" in last
     assert "first policy" in last and "last policy" in last
-    assert last.count("Reply with only the number") == 6
+    table = last[last.index("first policy") : last.index("files:")]
+    assert len([line for line in table.splitlines()[1:] if "What is " in line]) == 6
     for name in (f"policies/v{STEPS}", "steps.jsonl", "summary.json", "curves.png", "logs"):
         assert str(finished.run_dir / name) in last
     assert "--resume --steps 8" in last[last.index("try next") :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -42,3 +43,20 @@ def test_the_metrics_page_renders() -> None:
     page = generate_latest(registry).decode()
     assert 'dapod_rollout_idle_seconds_total{reason="buffer_away"} 0.0' in page
     assert "dapod_rollout_policy_version -1.0" in page
+
+
+def test_counters_that_an_alert_rates_start_at_zero() -> None:
+    registry = CollectorRegistry()
+    RolloutMetrics(registry)
+    page = generate_latest(registry).decode()
+    assert 'dapod_rollout_load_failures_total{where="files"} 0.0' in page
+    assert 'dapod_rollout_groups_total{disposition="kept"} 0.0' in page
+
+
+def test_a_pod_that_sampled_shows_progress() -> None:
+    registry = CollectorRegistry()
+    metrics = RolloutMetrics(registry)
+    name = "dapod_rollout_last_progress_timestamp_seconds"
+    assert math.isnan(registry.get_sample_value(name))
+    metrics.count_outputs(())
+    assert time.time() - registry.get_sample_value(name) < 60
