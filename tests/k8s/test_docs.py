@@ -2,6 +2,7 @@
 
 import re
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -38,3 +39,18 @@ def test_the_page_replaces_a_config_map_that_the_base_has() -> None:
         made = named(build("base"), "ConfigMap", generator["name"])
         assert generator["behavior"] == "merge"
         assert set(generator["files"]) <= set(made["data"])
+
+
+def test_the_pod_on_the_page_is_let_in_and_finds_the_volumes_node() -> None:
+    (pod,) = [b for b in BLOCKS if b.get("kind") == "Pod"]
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+    model = named(build("cpu-demo"), "Job", "model")["spec"]["template"]
+    assert pod["spec"]["affinity"] == model["spec"]["affinity"]
+    label = "app.kubernetes.io/component"
+    assert pod["metadata"]["labels"][label] == model["metadata"]["labels"][label]
+    # What Pod Security asks for, as our own pods have it.
+    assert pod["spec"]["securityContext"].items() <= model["spec"]["securityContext"].items()
+    (container,), (ours,) = pod["spec"]["containers"], model["spec"]["containers"]
+    assert container["securityContext"] == ours["securityContext"]
+    assert container["volumeMounts"][0] in ours["volumeMounts"]
+    assert pod["spec"]["volumes"][0] in model["spec"]["volumes"]
