@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.promtool import DEPLOY, RULES, firing, needs_promtool, promtool
+from tests.deploy.promtool import DEPLOY, RULES, firing, needs_promtool, promtool, summaries
 from tests.deploy.run_series import (
     changing,
     growing,
@@ -176,6 +176,15 @@ def found(tmp_path: Path) -> Callable[..., set[str]]:
 def test_the_alert_fires_and_no_other(trouble: str, found: Callable[..., set[str]]) -> None:
     alert, series = TROUBLE[trouble]
     assert found(series, 75) == {alert}
+
+
+@needs_promtool
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_its_summary_is_a_sentence(trouble: str, tmp_path: Path) -> None:
+    alert, series = TROUBLE[trouble]
+    said = summaries(alert, series, 75, tmp_path)
+    assert said and all(text[0] != " " and text.endswith(".") for text in said)
+    assert not any(word in text for text in said for word in ("<", "NaN", "Inf", "  ", "()"))
 
 
 @needs_promtool

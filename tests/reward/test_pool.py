@@ -1,5 +1,6 @@
 """The pool with real worker processes: retries, and what a hostile job may cost the others."""
 
+import math
 import os
 import signal
 import threading
@@ -69,6 +70,13 @@ def test_a_failure_is_retried_once_then_returned_and_counted(make_pool, value, v
     assert value("kills_total", outcome=outcome) == 2
     assert value("verifications_total", verifier=named(verifier), outcome=outcome) == 1
     assert value("verifications_total", verifier=named("honest"), outcome="correct") == 1
+
+
+def test_a_verification_is_progress(make_pool, value):
+    pool = make_pool()
+    assert math.isnan(value("last_progress_timestamp_seconds"))
+    outcomes(pool, job("honest"))
+    assert time.time() - value("last_progress_timestamp_seconds") < 60
 
 
 def test_a_retry_that_succeeds_is_a_judgement_by_another_process(make_pool, tmp_path, value):
