@@ -2,8 +2,9 @@
 
 A container runs exactly that one command. It becomes torchrun's agent for the ranks of this node;
 under a torchrun that is already there (several nodes) each process is a rank at once and none of
-this happens. Exit status: 0 after SIGTERM or a finished run, 2 when the user must change something,
-else the rank's own.
+this happens. Exit status: 0 after a finished run and only then, 128 + its number after a signal
+(a Kubernetes Job would take 0 for the end of the run), 2 when the user must change something, else
+the rank's own.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def launch(service: Service) -> int:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     try:
         run.run(run.parse_args(_arguments(service.config.trainer.ranks)))
-    except SignalException:
-        return 0
+    except SignalException as error:
+        return 128 + error.sigval
     except ChildFailedError as error:
         return _status([failure.exitcode for failure in error.failures.values()])
     return 0

@@ -1,0 +1,63 @@
+"""The init container's program: waits for a model, says for what, and not for ever."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from dapod import config
+from dapod.config import ConfigError, RunConfig
+from dapod.model_wait import wait
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+
+
+def a_run(model: Path) -> RunConfig:
+    return config.load(QUICKSTART, [f"model.path={model}"])
+
+
+def put_model(directory: Path) -> None:
+    beside = directory.with_name("beside")
+    beside.mkdir()
+    (beside / "model.safetensors").touch()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (beside / name).write_text(json.dumps({}))
+    beside.rename(directory)
+
+
+def test_a_whole_model_is_not_waited_for(tmp_path: Path) -> None:
+    put_model(tmp_path / "model")
+    wait(a_run(tmp_path / "model"), seconds=0)
+
+
+def test_a_model_that_comes_later_ends_the_wait(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = threading.Timer(0.2, put_model, [tmp_path / "model"])
+    later.start()
+    wait(a_run(tmp_path / "model"), seconds=60)
+    later.join()
+    assert "waiting: model.path" in capsys.readouterr().err
+
+
+def test_the_wait_has_an_end(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a directory"):
+        wait(a_run(tmp_path / "model"), seconds=0)
+
+
+def test_a_config_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dapod.model_wait"],
+        env={**os.environ, "DAPOD_CONFIG": str(tmp_path / "none.toml")},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "cannot read the config" in done.stderr

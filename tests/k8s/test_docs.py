@@ -1,0 +1,56 @@
+"""docs/kubernetes.md names folders that exist and combinations that are tested."""
+
+import re
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.k8s.manifests import COMBINATIONS, COMPONENTS, OVERLAYS, ROOT, build, named
+
+PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
+BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.S)]
+
+
+def test_every_folder_is_described() -> None:
+    described = set(re.findall(r"^\| `((?:overlays|components)/[a-z-]+)`", PAGE, re.M))
+    assert described == {
+        *(f"overlays/{name}" for name in OVERLAYS),
+        *(f"components/{name}" for name in COMPONENTS),
+    }
+
+
+def test_every_path_on_the_page_exists() -> None:
+    for path in re.findall(r"\bk8s/[\w./-]*\w", PAGE):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if "components" in block], ids=lambda b: str(len(b))
+)
+def test_every_combination_on_the_page_is_tested(block: dict[str, list[str]]) -> None:
+    names = tuple(path.rpartition("/")[2] for path in block["components"])
+    assert names in {combination[1:] for combination in COMBINATIONS}
+
+
+def test_the_page_replaces_a_config_map_that_the_base_has() -> None:
+    (block,) = [b for b in BLOCKS if "configMapGenerator" in b]
+    for generator in block["configMapGenerator"]:
+        made = named(build("base"), "ConfigMap", generator["name"])
+        assert generator["behavior"] == "merge"
+        assert set(generator["files"]) <= set(made["data"])
+
+
+def test_the_pod_on_the_page_is_let_in_and_finds_the_volumes_node() -> None:
+    (pod,) = [b for b in BLOCKS if b.get("kind") == "Pod"]
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+    model = named(build("cpu-demo"), "Job", "model")["spec"]["template"]
+    assert pod["spec"]["affinity"] == model["spec"]["affinity"]
+    label = "app.kubernetes.io/component"
+    assert pod["metadata"]["labels"][label] == model["metadata"]["labels"][label]
+    # What Pod Security asks for, as our own pods have it.
+    assert pod["spec"]["securityContext"].items() <= model["spec"]["securityContext"].items()
+    (container,), (ours,) = pod["spec"]["containers"], model["spec"]["containers"]
+    assert container["securityContext"] == ours["securityContext"]
+    assert container["volumeMounts"][0] in ours["volumeMounts"]
+    assert pod["spec"]["volumes"][0] in model["spec"]["volumes"]
