@@ -114,15 +114,16 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
         *,
         in_use: Sequence[PolicyVersion] = (),
         groups_per_fetch: int = 3,
-        on_commit: Callable[[int], None] = lambda step: None,
         withhold: threading.Event | None = None,
+        withhold_from: int = 0,
     ) -> None:
+        """The plans of step `withhold_from` and later wait for `withhold` to be set."""
         self._plans = {plan.step: plan for plan in plans}
         self._payloads = payloads
         self._in_use = in_use
         self._groups_per_fetch = groups_per_fetch
-        self._on_commit = on_commit
         self._withhold = withhold
+        self._withhold_from = withhold_from
         self._server = RpcServer(threads=8)
         self._lock = threading.Lock()
         self.address = ""
@@ -177,7 +178,8 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
         if request.step != len(self.committed):
             message = f"step {request.step} asked, {len(self.committed)} is next"
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, message)
-        if self._withhold and not self._withhold.wait(request.wait_seconds):
+        withheld = self._withhold is not None and request.step >= self._withhold_from
+        if withheld and not self._withhold.wait(request.wait_seconds):
             return pb.NextBatchResponse(
                 state=state_to_proto(RunState.RUNNING), waiting_for="0 of 2 groups are ready"
             )
@@ -209,7 +211,6 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
                 raise ValueError(f"entry: step {entry.step} is not the one that was handed out")
             self.committed.append(entry)
             self.policies.append(policy)
-        self._on_commit(entry.step)
         return pb.CommitStepResponse(
             policies_in_use=[policy_to_proto(used) for used in self._in_use],
             state=state_to_proto(RunState.RUNNING),

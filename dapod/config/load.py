@@ -1,0 +1,94 @@
+"""A TOML file and `--set` overrides -> a checked `RunConfig`, or one sentence for each mistake."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dapod.config.run_config import RunConfig
+from dapod.config.sections import Section
+
+
+class ConfigError(ValueError):
+    """What the user gave cannot work; the message says what to change. Exit status 2."""
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads and checks a config file; `overrides` are `section.key=value` with TOML values.
+
+    Raises `ConfigError` with one sentence for each mistake.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(raw, override)
+    _resolve_paths(raw, path.resolve().parent)
+    return parse(raw, str(path))
+
+
+def parse(raw: dict[str, Any], source: str) -> RunConfig:
+    """Checks a parsed TOML document; `source` stands in error messages."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_sentence(dict(detail)) for detail in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not separator or not dot or not name:
+        raise ConfigError(f"--set {override}: write it as section.key=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    table = raw.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"--set {override}: {section} is not a section")
+    table[name] = parsed
+
+
+def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
+    """A relative model or data path means beside the config file, wherever one stands."""
+    for section in ("model", "data"):
+        table = raw.get(section)
+        if isinstance(table, dict) and isinstance(table.get("path"), str):
+            table["path"] = str((base / table["path"]).resolve())
+
+
+def _sentence(detail: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {where}{_nearest(detail['loc'])}"
+    if detail["type"] == "missing":
+        return f"{where} is missing"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not where or detail["type"] == "value_error":
+        return message
+    return f"{where} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(location: tuple[Any, ...]) -> str:
+    known = RunConfig.model_fields
+    if len(location) > 1:
+        section = known[str(location[0])].annotation
+        assert isinstance(section, type) and issubclass(section, Section)
+        known = section.model_fields
+    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    prefix = "".join(f"{part}." for part in location[:-1])
+    if close:
+        return f" (did you mean {prefix}{close[0]}?)"
+    return f" (known here: {', '.join(sorted(known))})"

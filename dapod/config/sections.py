@@ -1,0 +1,128 @@
+"""The tables of a run's TOML file, key by key: types, bounds, defaults and what each means."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A table of the TOML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Run(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    """Names the run directory and, on Kubernetes, the run."""
+    steps: int = Field(ge=1)
+    """Rollout steps to train in all. May be raised to go on with a finished run."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Prompt order and the engine's random numbers."""
+
+
+class Model(Section):
+    path: str
+    """A directory in the Hugging Face layout (safetensors, config.json, tokenizer.json)."""
+
+
+class Data(Section):
+    path: str
+    """JSON lines, one prompt each. A relative path is looked up beside the config file."""
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    template: str = "{prompt}"
+    """The user's message; `{prompt}` stands for the prompt column."""
+    chat: bool = True
+    """Whether the tokenizer's chat template is applied to the message."""
+    verifier: str
+    """A verifier of the reward service, by name."""
+
+    @model_validator(mode="after")
+    def _template_names_the_prompt(self) -> Self:
+        if "{prompt}" not in self.template:
+            raise ValueError("data.template must contain {prompt}")
+        return self
+
+
+class Sampling(Section):
+    max_prompt_tokens: int = Field(ge=1)
+    max_response_tokens: int = Field(ge=1)
+    """Lmax of section 3.4: the engine cuts here."""
+    temperature: float = Field(default=1.0, gt=0.0, le=2.0)
+    top_p: float = Field(default=1.0, ge=1.0, le=1.0)
+    """Training needs the whole distribution (trl#6789): other values are refused."""
+
+
+class Algorithm(Section):
+    group_size: int = Field(ge=2, le=1024)
+    """G, rollouts for each prompt."""
+    prompts_per_step: int = Field(ge=1)
+    """N, informative groups of one rollout step."""
+    prompts_per_update: int = Field(ge=1)
+    """Groups of one optimiser update."""
+    clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
+    clip_high: float = Field(default=0.28, gt=0.0)
+    """Clip-higher (section 3.1): epsilon_high > epsilon_low."""
+    loss_normaliser: Literal["prompt"] = "prompt"
+    """Tokens of the G outputs of one prompt, then the mean over prompts (eq. 8)."""
+    old_logprobs: Literal["recompute", "rollout"] = "recompute"
+    """pi_old of eq. 9: by the trainer at the start of the step, or as the engine reported it."""
+    importance_weight_cap: float = Field(default=2.0, ge=1.0)
+    """C in min(pi_old / pi_rollout, C), each token's weight with `recompute`."""
+    overlong_cache_tokens: int = Field(default=0, ge=0)
+    """Lcache of eq. 13; 0 turns the soft overlong punishment off."""
+    max_staleness: int = Field(default=1, ge=0, le=64)
+    """How many versions older than the trainer's a group may be when its batch is handed out."""
+    max_leases_per_step: int = Field(ge=1)
+    """A step that used more ends the run: the data is too easy or too hard."""
+
+
+class Optimiser(Section):
+    learning_rate: float = Field(gt=0.0)
+    warmup_steps: int = Field(default=0, ge=0)
+    """Linear warm-up, counted in rollout steps (section 4.1)."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    gradient_clip: float = Field(default=1.0, gt=0.0)
+    """Largest norm of the whole gradient."""
+
+
+class Trainer(Section):
+    ranks: int = Field(default=1, ge=1)
+    """Ranks on this node."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage."""
+    tokens_per_micro_batch: int = Field(ge=1)
+    """Token budget of one forward pass, prompt and padding included."""
+    checkpoint_every_steps: int = Field(ge=1)
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of each rank; 0 leaves it to torch."""
+
+
+class RolloutEngine(Section):
+    groups_in_flight: int = Field(ge=1)
+    """Leases one pod works on at a time."""
+    memory_gib: float = Field(default=1.0, gt=0.0)
+    """Key-value cache of the CPU engine; on a GPU see gpu_memory_ratio."""
+    gpu_memory_ratio: float = Field(default=0.9, gt=0.0, le=1.0)
+    """Share of a GPU's memory the engine takes."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of the engine; 0 leaves it to vLLM."""
+
+
+class Reward(Section):
+    workers: int = Field(default=1, ge=1)
+    """Verifier processes of one pod."""
+    deadline_seconds: float = Field(default=5.0, gt=0.0)
+    """A verifier that takes longer is killed."""
+    memory_mib: int = Field(default=512, ge=64)
+    """Memory limit of one verifier process."""
+
+
+class Buffer(Section):
+    lease_seconds: float = Field(default=60.0, gt=0.0)
+    """A lease that is not renewed this long expires; pods renew at a third of it."""
+    queue_prompts: int = Field(default=64, ge=1)
+    """Prompts queued ahead of being leased."""
