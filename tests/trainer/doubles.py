@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import grpc
 import numpy as np
@@ -178,8 +178,8 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
         if request.step != len(self.committed):
             message = f"step {request.step} asked, {len(self.committed)} is next"
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, message)
-        withheld = self._withhold is not None and request.step >= self._withhold_from
-        if withheld and not self._withhold.wait(request.wait_seconds):
+        gate = self._withhold if request.step >= self._withhold_from else None
+        if gate and not gate.wait(request.wait_seconds):
             return pb.NextBatchResponse(
                 state=state_to_proto(RunState.RUNNING), waiting_for="0 of 2 groups are ready"
             )
