@@ -13,13 +13,14 @@ ROOT = Path(__file__).parents[1]
 SERVICES = ("buffer", "reward", "rollout", "trainer")
 SLICES = {
     "dapod": ("base",),
-    "services/buffer": ("base",),
-    "services/reward": ("base",),
-    "services/rollout": ("base", "torch", "rollout"),
-    "services/trainer": ("base", "torch", "trainer"),
+    "services/buffer": ("base", "buffer"),
+    "services/reward": ("base", "sympy", "reward"),
+    "services/rollout": ("torch", "base", "sympy", "models", "rollout"),
+    "services/trainer": ("torch", "base", "sympy", "models", "trainer"),
 }
-RUN_ON_ONE_MACHINE = ("dapod/cli", "services/trainer/convert_gguf.py")
-"""What only `dapod` on one machine uses; it may import what requirements/local.lock holds."""
+USED_BY_SOME = {"dapod/cli": ("models", "local"), "dapod/dataset.py": ("buffer",)}
+"""What not every service uses: the command, which has the whole lock, and what buffer and command
+share."""
 
 
 def sources(folder: str) -> list[Path]:
@@ -91,7 +92,8 @@ def test_an_image_with_only_its_slices_of_the_lock_can_import_its_code(folder: s
     missing = []
     for source in sources(folder):
         place = str(source.relative_to(ROOT))
-        extra = locked("local") if place.startswith(RUN_ON_ONE_MACHINE) else set()
+        more = [part for some in USED_BY_SOME if place.startswith(some) for part in USED_BY_SOME[some]]
+        extra = set[str]().union(*map(locked, more))
         for name, line in imports(source):
             top = name.split(".")[0]
             if top in sys.stdlib_module_names or top in ("dapod", "services"):
@@ -100,6 +102,15 @@ def test_an_image_with_only_its_slices_of_the_lock_can_import_its_code(folder: s
             if not {canonical(owner) for owner in owners.get(top, [top])} & (allowed | extra):
                 missing.append(f"{place}:{line} imports {name}")
     assert missing == []
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_image_installs_the_slices_of_its_service(service: str) -> None:
+    script = (ROOT / "requirements" / "image").read_text()
+    found = re.findall(rf"^    {service}-cpu\) slices=\(([\w ]+)\)", script, re.MULTILINE)
+    assert [tuple(one.split()) for one in found] == [SLICES[f"services/{service}"]]
+    header = (ROOT / "requirements.lock").read_text()
+    assert f"{service}: build, {', '.join(SLICES[f'services/{service}'])}" in header
 
 
 def test_no_package_stands_in_two_slices_and_the_lock_names_every_slice() -> None:
