@@ -1,4 +1,4 @@
-"""Whether the service in this container is alive: `python -m dapod.healthcheck`, exit status 0 or 1.
+"""Whether this container's service is alive: `python -m dapod.healthcheck`, exit status 0 or 1.
 
 What the images' HEALTHCHECK runs, every half minute, so it imports nothing of ours: a fresh Python
 and one request. It asks /healthz, never /readyz: a service that waits for another one is healthy.

@@ -92,8 +92,8 @@ def test_an_image_with_only_its_slices_of_the_lock_can_import_its_code(folder: s
     missing = []
     for source in sources(folder):
         place = str(source.relative_to(ROOT))
-        more = [part for some in USED_BY_SOME if place.startswith(some) for part in USED_BY_SOME[some]]
-        extra = set[str]().union(*map(locked, more))
+        more = [USED_BY_SOME[some] for some in USED_BY_SOME if place.startswith(some)]
+        extra = {name for parts in more for part in parts for name in locked(part)}
         for name, line in imports(source):
             top = name.split(".")[0]
             if top in sys.stdlib_module_names or top in ("dapod", "services"):

@@ -1,4 +1,4 @@
-"""A Dockerfile as its instructions, read as a builder does: comments out, continued lines joined."""
+"""A Dockerfile as its instructions, as a builder reads it: no comments, continued lines joined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docker-compose.yml: what each service may do, what it is told, and that it is what k8s/ deploys."""
+"""docker-compose.yml: what a service may do and is told, and that it is what k8s/ deploys."""
 
 import re
 import tomllib

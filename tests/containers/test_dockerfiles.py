@@ -1,4 +1,4 @@
-"""Our rules for the four Dockerfiles, and hadolint's. What images hold is tested in tests/podman."""
+"""Our rules for the four Dockerfiles, and hadolint's; tests/podman builds and runs the images."""
 
 import re
 import shutil
