@@ -1,4 +1,4 @@
-"""Tests of the images and of docker-compose.yml, for real: `make test-containers`, not `make test`."""
+"""The images and docker-compose.yml for real: `make test-containers`, not `make test`."""
 
 import pytest
 

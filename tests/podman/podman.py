@@ -1,8 +1,8 @@
 """Podman as these tests use it: its settings, Debian as a base image, and the images of this tree.
 
-Nothing but Debian's and Python's package mirrors is needed, no registry: where CONTAINER_BASE names no
-image, the base is made with debootstrap, of the same Debian as the Dockerfiles' own. Whoever sets
-CONTAINERS_STORAGE_CONF decides where images are kept between runs; else they are under build/.
+Only the mirrors of Debian and of Python's packages are needed, no registry: where CONTAINER_BASE
+names no image, the base is made with debootstrap, of the Debian that the Dockerfiles name. Whoever
+sets CONTAINERS_STORAGE_CONF decides where images are kept between runs; else they are under build/.
 """
 
 from __future__ import annotations
