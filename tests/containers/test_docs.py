@@ -11,11 +11,11 @@ from tests.containers.dockerfile import ROOT, SERVICES
 
 PAGE = (ROOT / "docs" / "containers.md").read_text()
 TEXT = PAGE + (ROOT / "docker-compose.yml").read_text().partition("\nname:")[0]
-COMMANDS = re.findall(r"docker compose ([^`#\n]+)", TEXT)
+COMMANDS = re.findall(r"docker compose ((?:[^\s`#]+ ?)+)", TEXT)
 
 
 def test_every_path_on_the_page_exists() -> None:
-    paths = re.findall(r"\b(?:services|requirements|dapod|deploy|tests)/[\w./-]*\w", PAGE)
+    paths = re.findall(r"(?<!/)\b(?:services|requirements|dapod|deploy|tests)/[\w./-]*\w", PAGE)
     assert paths
     for path in paths:
         assert (ROOT / path).exists(), path
