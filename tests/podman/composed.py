@@ -166,7 +166,7 @@ _HERE = {
     "volumes": {
         "models": {
             "driver": "local",
-            "driver_opts": {"type": "none", "o": "bind", "device": str(MODELS)},
+            "driver_opts": {"type": "none", "o": "bind", "device": str(MODELS.resolve())},
         }
     },
 }
