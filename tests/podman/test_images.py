@@ -160,6 +160,20 @@ def test_the_reward_image_has_what_every_verifier_needs(name: str) -> None:
     assert in_image("reward", code).strip().endswith("loaded")
 
 
+@pytest.mark.parametrize(
+    ("service", "library"),
+    [
+        ("rollout", "vllm.v1.engine.async_llm"),
+        ("trainer", "deepspeed"),
+        ("buffer", "pyarrow.parquet"),
+    ],
+)
+def test_heavy_libraries_load(service: str, library: str) -> None:
+    """The services import them late, so the test above does not."""
+    code = f"import os; os.environ['TORCHDYNAMO_DISABLE'] = '1'; import {library}; print('loaded')"
+    assert in_image(service, code).strip().endswith("loaded")
+
+
 def test_vllm_for_cpus_finds_lscpu() -> None:
     assert in_image("rollout", "import shutil; print(shutil.which('lscpu'))").strip() != "None"
 
