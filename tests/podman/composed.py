@@ -36,6 +36,21 @@ except urllib.error.HTTPError as error:
 """
 
 
+_SIGNAL_AT_WORK = """
+import os, pathlib, re, sys, time, urllib.request
+
+ops, number, init = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
+children = pathlib.Path("/proc/1/task/1/children").read_text().split()
+deadline = time.monotonic() + 300
+while time.monotonic() < deadline:
+    text = urllib.request.urlopen(ops + "/metrics", timeout=5).read().decode()
+    if float(re.search(r"^dapod_rollout_groups_in_flight (\\S+)", text, re.M)[1]) > 0:
+        os.kill(1 if init else int(children[0]), number)
+        break
+    time.sleep(0.02)
+"""
+
+
 class ComposedRun:
     """A project of its own, with its own containers, networks and volumes."""
 
@@ -79,18 +94,16 @@ class ComposedRun:
 
     def scale(self, rollouts: int) -> None:
         """Starts what is missing; surplus containers, the youngest first, are told to stop."""
-        surplus = self.containers("rollout")[rollouts:]
-        for name in surplus:
+        for name in self.containers("rollout", "--all")[rollouts:]:
             podman("stop", "--time=60", name, seconds=120)
             podman("rm", name)
         self.compose(
             "up", "--detach", "--no-build", "--no-recreate", "--scale", f"rollout={rollouts}"
         )
 
-    def kill(self, container: str) -> None:
-        """SIGKILL, and no restart: its machine is gone."""
-        podman("kill", container)
-        podman("rm", container)
+    def signal_at_work(self, container: str, number: int, *, init: bool) -> None:
+        """A signal to its init or to its service, in the moment when it has leases."""
+        self.execute(container, _SIGNAL_AT_WORK, OPS, str(number), str(init), check=False)
 
     def execute(self, container: str, code: str, *arguments: str, check: bool = True) -> str:
         """What a Python program prints inside it."""
@@ -98,11 +111,11 @@ class ComposedRun:
 
     # What it says.
 
-    def containers(self, service: str) -> list[str]:
-        """Names of those that run."""
+    def containers(self, service: str, *options: str) -> list[str]:
+        """Names of those that run, or with --all of those that ended too."""
         label = f"--filter=label=com.docker.compose.service={service}"
         project = f"--filter=label=com.docker.compose.project={self.name}"
-        listed = podman("ps", label, project, "--format={{.Names}}", seconds=120)
+        listed = podman("ps", *options, label, project, "--format={{.Names}}", seconds=120)
         return sorted(listed.split())
 
     def page(self, container: str, path: str) -> str:
