@@ -26,10 +26,10 @@ def check_model(config: RunConfig) -> None:
         if not (directory / name).is_file():
             raise ConfigError(f"model.path: {directory} has no {name}")
     context = _context(read_json(directory / "config.json"))
-    if context is not None and config.tokens_per_rollout > context:
+    if context is not None and config.context_tokens > context:
         raise ConfigError(
             "sampling.max_prompt_tokens + sampling.max_response_tokens = "
-            f"{config.tokens_per_rollout}, but the model's context is {context} tokens: "
+            f"{config.context_tokens}, but the model's context is {context} tokens: "
             "lower one of them"
         )
 

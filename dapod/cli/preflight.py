@@ -10,7 +10,7 @@ from pathlib import Path
 from dapod.cli import redis_ping, run_dir
 from dapod.cli.fleet import FleetPlan, ServiceSpec, fleet
 from dapod.cli.run_dir import RunDirectory
-from dapod.config import RunConfig
+from dapod.config import RunConfig, within
 from dapod.dataset import read_rows
 from dapod.model_files import check_disk, check_model
 
@@ -49,6 +49,9 @@ def prepare(request: Request) -> Prepared:
     directory = run_dir.choose(config, given=request.run_dir, resume=request.resume, redis=redis)
     check_model(config)
     read_rows(config.data)
+    if config.evaluation is not None:
+        with within("evaluation"):
+            read_rows(config.evaluation.data)
     run_dir.check_ranks(config, directory.path)
     check_disk(config, directory.path)
     if request.redis_url:

@@ -46,7 +46,7 @@ class RunDirectory:
         """Makes the directory and writes down what runs in it; `redis` without its password."""
         for name in ("logs", "policies", "checkpoints", "valkey"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        (self.path / "config.toml").write_text(tomli_w.dumps(config.model_dump(mode="json")))
+        (self.path / "config.toml").write_text(_toml(config))
         if not self.resumed:
             body = {
                 "run_id": self.run_id,
@@ -136,7 +136,7 @@ def _changes(config: RunConfig, file: Path) -> Iterator[str]:
         theirs = tomllib.loads(file.read_text())
     except (OSError, tomllib.TOMLDecodeError):
         return
-    for section, ours in config.model_dump(mode="json").items():
+    for section, ours in config.model_dump(mode="json", exclude={"evaluation"}).items():
         for key, value in ours.items():
             old = theirs.get(section, {}).get(key)
             counts = (
@@ -146,6 +146,10 @@ def _changes(config: RunConfig, file: Path) -> Iterator[str]:
                 old, value = Path(old).name, Path(value).name
             if counts and old != value:
                 yield f"{section}.{key} is {old!r} there and {value!r} here"
+
+
+def _toml(config: RunConfig) -> str:
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def _check_redis(path: Path, known: dict[str, Any], redis: str) -> None:

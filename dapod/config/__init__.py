@@ -7,7 +7,8 @@ refused.
 Example: `load(Path("configs/quickstart.toml"), ["run.steps=4"])`.
 """
 
-from dapod.config.load import ConfigError, load, parse
+from dapod.config.evaluation import Evaluation
+from dapod.config.load import ConfigError, load, parse, within
 from dapod.config.run_config import MAX_GROUP_BYTES, RunConfig
 from dapod.config.sections import (
     Algorithm,
@@ -28,6 +29,7 @@ __all__ = [
     "Buffer",
     "ConfigError",
     "Data",
+    "Evaluation",
     "Model",
     "Optimiser",
     "Reward",
@@ -38,4 +40,5 @@ __all__ = [
     "Trainer",
     "load",
     "parse",
+    "within",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -16,6 +17,16 @@ from dapod.config.sections import Section
 
 class ConfigError(ValueError):
     """What the user gave cannot work; the message says what to change. Exit status 2."""
+
+
+@contextmanager
+def within(table: str) -> Iterator[None]:
+    """What is said of a table's key is said of the key of the table it lies in."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(f"{table}.{text}" if text.startswith("data.") else text) from error
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -48,23 +59,26 @@ def parse(raw: dict[str, Any], source: str) -> RunConfig:
 
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not separator or not dot or not name:
+    *tables, name = key.strip().split(".")
+    if not separator or not tables or not all([*tables, name]):
         raise ConfigError(f"--set {override}: write it as section.key=value")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
-    table = raw.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"--set {override}: {section} is not a section")
+    table = raw
+    for section in tables:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {section} is not a section")
     table[name] = parsed
 
 
 def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
     """A relative model or data path means beside the config file, wherever one stands."""
-    for section in ("model", "data"):
-        table = raw.get(section)
+    evaluation = raw.get("evaluation")
+    problems = evaluation.get("data") if isinstance(evaluation, dict) else None
+    for table in (raw.get("model"), raw.get("data"), problems):
         if isinstance(table, dict) and isinstance(table.get("path"), str):
             table["path"] = str((base / table["path"]).resolve())
 
@@ -82,13 +96,22 @@ def _sentence(detail: dict[str, Any]) -> str:
 
 
 def _nearest(location: tuple[Any, ...]) -> str:
-    known = RunConfig.model_fields
-    if len(location) > 1:
-        section = known[str(location[0])].annotation
-        assert isinstance(section, type) and issubclass(section, Section)
-        known = section.model_fields
+    known = _section(location[:-1]).model_fields
     close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     prefix = "".join(f"{part}." for part in location[:-1])
     if close:
         return f" (did you mean {prefix}{close[0]}?)"
     return f" (known here: {', '.join(sorted(known))})"
+
+
+def _section(location: tuple[Any, ...]) -> type[Section]:
+    section: type[Section] = RunConfig
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        # A table that may be left out is `Section | None`.
+        (section,) = (
+            one
+            for one in (annotation, *get_args(annotation))
+            if isinstance(one, type) and issubclass(one, Section)
+        )
+    return section

@@ -9,6 +9,7 @@ from typing import Self
 
 from pydantic import model_validator
 
+from dapod.config.evaluation import Evaluation
 from dapod.config.sections import (
     Algorithm,
     Buffer,
@@ -40,6 +41,7 @@ class RunConfig(Section):
     rollout: RolloutEngine
     reward: Reward = Reward()
     buffer: Buffer = Buffer()
+    evaluation: Evaluation | None = None
 
     @model_validator(mode="after")
     def _rules_between_sections(self) -> Self:
@@ -74,10 +76,44 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _an_evaluated_problem_fits_a_message(self) -> Self:
+        evaluation = self.evaluation
+        if evaluation is None:
+            return self
+        size = evaluation.samples * (8 * self.evaluation_response_tokens + 256)
+        if size > MAX_GROUP_BYTES:
+            raise ValueError(
+                f"{evaluation.samples} answers of {self.evaluation_response_tokens} tokens take "
+                f"{size >> 20} MiB, more than one message carries ({MAX_GROUP_BYTES >> 20} MiB): "
+                f"lower evaluation.samples or evaluation.max_response_tokens"
+            )
+        return self
+
     @property
     def tokens_per_rollout(self) -> int:
         """Longest prompt with the longest response."""
         return self.sampling.max_prompt_tokens + self.sampling.max_response_tokens
+
+    @property
+    def evaluation_response_tokens(self) -> int:
+        """Longest response of an evaluation."""
+        own = None if self.evaluation is None else self.evaluation.max_response_tokens
+        return own or self.sampling.max_response_tokens
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest prompt with the longest response, of training or evaluation."""
+        longest = max(self.sampling.max_response_tokens, self.evaluation_response_tokens)
+        return self.sampling.max_prompt_tokens + longest
+
+    @property
+    def verifiers(self) -> list[str]:
+        """Those of training and evaluation, each once."""
+        named = [self.data.verifier]
+        if self.evaluation is not None:
+            named.append(self.evaluation.data.verifier)
+        return list(dict.fromkeys(named))
 
     @property
     def group_bytes(self) -> int:
@@ -97,7 +133,7 @@ class RunConfig(Section):
     def digest(self) -> str:
         """Hex digest over every setting that changes what is learned.
 
-        Left out: the run's length, and how much of a machine each part takes.
+        Left out: the run's length, its evaluations, and how much of a machine each part takes.
         """
         learned = self.model_dump(
             include={"model", "data", "sampling", "algorithm", "optimiser"}, mode="json"

@@ -198,6 +198,8 @@ def _counters(counts: Counts) -> Iterator[Metric]:
         labels=["disposition"],
     )
     for disposition in Disposition:
+        if disposition is Disposition.EVALUATED:
+            continue  # not a group of training
         submitted.add_metric([disposition.value], counts.totals.get(disposition.value, 0))
     yield submitted
     for name, text in {

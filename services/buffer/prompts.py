@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapod.config import ConfigError, RunConfig
+from dapod.config import ConfigError, Data, RunConfig
 from dapod.dataset import Row, read_rows
 from dapod.types import TokenIds
 from services.buffer.tokens import PromptTokenizer
@@ -82,14 +82,20 @@ class Prompts:
 
 def load_prompts(config: RunConfig) -> Prompts:
     """Reads and tokenises the data set. Raises `ConfigError`, naming prompts too long."""
-    rows = read_rows(config.data)
-    tokenizer = PromptTokenizer(Path(config.model.path), chat=config.data.chat)
+    prompts, digest = read_prompts(config, config.data)
+    return Prompts(prompts, seed=config.run.seed, digest=digest)
+
+
+def read_prompts(config: RunConfig, data: Data) -> tuple[list[Prompt], str]:
+    """The prompts of one data set in its own order, and a digest of its rows."""
+    rows = read_rows(data)
+    tokenizer = PromptTokenizer(Path(config.model.path), chat=data.chat)
     token_ids = tokenizer.encode([row.message for row in rows])
     _check_lengths(token_ids, config)
     prompts = [
         Prompt(token_ids=ids, answer=row.answer) for ids, row in zip(token_ids, rows, strict=True)
     ]
-    return Prompts(prompts, seed=config.run.seed, digest=_digest(rows))
+    return prompts, _digest(rows)
 
 
 def _check_lengths(token_ids: Sequence[TokenIds], config: RunConfig) -> None:

@@ -64,6 +64,51 @@ class Submission:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluatedSubmission:
+    """The judged answers to one problem of an evaluation on their way into the store."""
+
+    lease: LeaseId
+    policy: PolicyVersion
+    payload: bytes
+    """A serialised `EvaluatedProblem`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedEvaluation:
+    """An evaluation that has ended, with what came of it."""
+
+    policy: PolicyVersion
+    problems: int
+    results: tuple[bytes, ...]
+    """A serialised `EvaluatedProblem` of each problem that was done, in order."""
+    dropped_because: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """The answer to a trainer that asks for results."""
+
+    ended: EndedEvaluation | None
+    """One that it has not named."""
+    open: int
+    waiting_for: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationCounts:
+    """Where the problems of open evaluations are."""
+
+    policy: PolicyVersion | None = None
+    """Under evaluation."""
+    problems: Mapping[str, int]
+    """By place: queued, leased, done; and dropped since the run began."""
+    pods: int = 0
+    error: int = 0
+    """Problems lost or doubled, recounted from the keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Planned:
     """One line of a plan."""
 
@@ -101,6 +146,8 @@ class Committed:
     workers: tuple[WorkerSeen, ...]
     stats: Mapping[str, float]
     """Since the commit before."""
+    pinned: tuple[PolicyVersion, ...]
+    """Policies that are to be evaluated: not to be pruned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +180,7 @@ class Counts:
     payload_bytes: int
     capacity: int
     workers: tuple[WorkerSeen, ...]
+    evaluation: EvaluationCounts
 
 
 @dataclass(frozen=True, kw_only=True)

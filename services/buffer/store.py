@@ -20,6 +20,10 @@ from services.buffer.prompts import Cursor, Prompts
 from services.buffer.records import (
     Committed,
     Counts,
+    EndedEvaluation,
+    EvaluatedSubmission,
+    EvaluationCounts,
+    Evaluations,
     Grant,
     LeaseId,
     NoPlan,
@@ -83,9 +87,10 @@ class Store:
         args: dict[str, Any] = {**_worker_args(worker), "max_prompts": max_prompts}
         if worker.loaded is not None:
             args |= {"version": worker.loaded.number, "lineage": worker.loaded.lineage}
-        state, refusal, number, lineage, queued, epoch, position, flat = self._scripts.call(
-            "lease", args
+        state, refusal, number, lineage, queued, epoch, position, groups, problems = (
+            self._scripts.call("lease", args)
         )
+        flat = problems + groups
         pairs = zip(flat[::2], flat[1::2], strict=True)
         grant = Grant(
             leases=tuple(LeaseId(group_id=id_.decode(), attempt=attempt) for id_, attempt in pairs),
@@ -137,15 +142,42 @@ class Store:
         }
         # Of a dropped group only the counts are kept: its payload need not travel.
         payload = submission.payload if submission.disposition is Disposition.KEPT else b""
-        word, *rest = (part.decode() for part in self._scripts.call("submit", args, payload))
+        reply = self._scripts.call("submit", args, payload)
+        return self._disposition(reply, submission.lease, submission.policy)
+
+    def submit_evaluated(self, submission: EvaluatedSubmission) -> Disposition:
+        """Raises as `submit`."""
+        args = {
+            "id": submission.lease.group_id,
+            "attempt": submission.lease.attempt,
+            "version": submission.policy.number,
+            "lineage": submission.policy.lineage,
+        }
+        return self._disposition(
+            self._scripts.call("submit_problem", args, submission.payload),
+            submission.lease,
+            submission.policy,
+        )
+
+    @staticmethod
+    def _disposition(reply: Sequence[bytes], lease: LeaseId, policy: PolicyVersion) -> Disposition:
+        word, *rest = (part.decode() for part in reply)
         if word == "unknown":
-            raise UnknownLease(f"lease_id: {submission.lease} was never granted")
+            raise UnknownLease(f"lease_id: {lease} was never granted")
         if word == "policy":
             raise ValueError(
-                f"group.rollouts.policy_spans.policy: {submission.policy}, but the lease was "
+                f"group.rollouts.policy_spans.policy: {policy}, but the lease was "
                 f"granted for v{rest[0]}-{rest[1]}"
             )
         return Disposition(word)
+
+    def evaluations(self, known: Sequence[PolicyVersion]) -> Evaluations:
+        """Frees the results of `known` and returns those of one that is not."""
+        args = {"evaluated": _versions(known)}
+        left, waiting_for, *ended = self._scripts.call("evaluations", args)
+        return Evaluations(
+            ended=_ended(ended) if ended else None, open=left, waiting_for=waiting_for.decode()
+        )
 
     def next_batch(self, step: int, lineage: str) -> Plan | NoPlan:
         """The plan of a step, cut now if it can be. Raises `Refused`."""
@@ -179,11 +211,15 @@ class Store:
             "digest": entry.digest,
             "lineage": policy.lineage,
         }
-        state, workers, stats = self._accepted("commit", args)
+        state, workers, stats, pinned = self._accepted("commit", args)
         return Committed(
             state=RunState(state.decode()),
             workers=tuple(map(_worker, workers)),
             stats={name: float(value) for name, value in json.loads(stats).items()},
+            pinned=tuple(
+                PolicyVersion(number=int(number), lineage=lineage.decode())
+                for number, lineage in pinned
+            ),
         )
 
     def checkpointed(self, step: int) -> int:
@@ -191,10 +227,20 @@ class Store:
         (freed,) = self._accepted("checkpointed", {"step": step})
         return int(freed)
 
-    def resume(self, policy: PolicyVersion, ledger: Sequence[LedgerEntry]) -> Resumed:
-        """Raises `Refused`."""
+    def resume(
+        self,
+        policy: PolicyVersion,
+        ledger: Sequence[LedgerEntry],
+        evaluated: Sequence[PolicyVersion] = (),
+    ) -> Resumed:
+        """`evaluated` are the policies whose results the trainer has. Raises `Refused`."""
         entries = [{"ids": " ".join(entry.group_ids), "digest": entry.digest} for entry in ledger]
-        args = {"step": policy.number, "lineage": policy.lineage, "ledger": entries}
+        args = {
+            "step": policy.number,
+            "lineage": policy.lineage,
+            "ledger": entries,
+            "evaluated": _versions(evaluated),
+        }
         replay, dissolved = self._accepted("resume", args)
         return Resumed(replay_steps=tuple(replay), dissolved_steps=tuple(dissolved))
 
@@ -226,6 +272,7 @@ class Store:
             payload_bytes=int(raw["payload_bytes"]),
             capacity=int(raw["capacity"]),
             workers=tuple(map(_worker, raw["workers"])),
+            evaluation=_evaluation(raw),
         )
 
     def ping(self) -> None:
@@ -243,6 +290,32 @@ class Store:
             append_only_ok="err" not in states,
             delayed_fsyncs=int(disk.get("aof_delayed_fsync", 0)),
         )
+
+
+def _versions(policies: Sequence[PolicyVersion]) -> list[list[int | str]]:
+    return [[policy.number, policy.lineage] for policy in policies]
+
+
+def _ended(fields: Sequence[Any]) -> EndedEvaluation:
+    number, lineage, problems, reason, milliseconds, flat = fields
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return EndedEvaluation(
+        policy=PolicyVersion(number=int(number), lineage=lineage.decode()),
+        problems=int(problems),
+        results=tuple(result for _, result in sorted(pairs, key=lambda pair: int(pair[0]))),
+        dropped_because=reason.decode(),
+        seconds=int(milliseconds) / 1000,
+    )
+
+
+def _evaluation(raw: dict[str, Any]) -> EvaluationCounts:
+    dropped = int(raw["meta"].get("total.evaluation_problems_dropped", 0))
+    return EvaluationCounts(
+        policy=_policy(*raw.get("evaluating", ("", ""))),
+        problems={**raw["evaluation_problems"], "dropped": dropped},
+        pods=raw["evaluation_pods"],
+        error=raw["evaluation_error"],
+    )
 
 
 def _policy(number: bytes | str, lineage: bytes | str) -> PolicyVersion | None:

@@ -26,6 +26,7 @@ from dapod.types import (
     Verdict,
 )
 from dapod.v1 import types_pb2
+from services.buffer.problems import Problems
 from services.buffer.prompts import Prompt, Prompts
 from services.buffer.records import (
     Committed,
@@ -77,7 +78,7 @@ def make_config(**sections: dict[str, object]) -> RunConfig:
         "buffer": {"lease_seconds": 60.0, "queue_prompts": 6},
     }
     for section, keys in sections.items():
-        raw[section] = {**raw[section], **keys}
+        raw[section] = {**raw.get(section, {}), **keys}
     return configuration.parse(raw, "test")
 
 
@@ -137,13 +138,18 @@ class World:
         prompts: Prompts | None = None,
         clock: Clock | None = None,
         scripts: Scripts | None = None,
+        problems: Problems | None = None,
     ) -> None:
         self.client = client
         self.clock = clock or Clock()
         self.config = config or make_config()
         self.prompts = prompts or make_prompts()
         self.scripts = scripts or Scripts(
-            client=client, run_id=RUN_ID, config=self.config, now=self.clock
+            client=client,
+            run_id=RUN_ID,
+            config=self.config,
+            problems=problems,
+            now=self.clock,
         )
         self.store = Store(scripts=self.scripts, prompts=self.prompts, config=self.config)
         self.store.start(self.config.digest())

@@ -78,7 +78,7 @@ def make_config(model: Path, **sections: Mapping[str, Any]) -> RunConfig:
 def write_config(config: RunConfig, file: Path) -> Path:
     """The config as a TOML file."""
     lines = []
-    for section, values in config.model_dump(mode="json").items():
+    for section, values in config.model_dump(mode="json", exclude_none=True).items():
         lines.append(f"[{section}]")
         lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     file.write_text("\n".join(lines) + "\n")

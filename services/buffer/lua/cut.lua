@@ -26,6 +26,7 @@ local function end_run()
       .. '%.0f%% all wrong, %.0f%% could not be judged', step, number('leases_this_step'),
     100 * correct / finished, 100 * wrong / finished, 100 * failed / finished)
   redis.call('HSET', META, 'end_reason', reason)
+  open_evaluation(number('policy_number'), get('policy_lineage'))
   return { 'finished', reason }
 end
 
@@ -57,7 +58,7 @@ if step ~= number('policy_number') or step ~= number('next_step') then
   return refused('step %d is out of order: the policy is v%d and the next batch to cut is %d; restart the '
     .. 'trainer', step, number('policy_number'), number('next_step'))
 end
-if state() == 'finished' then return { 'finished', end_reason() } end
+if training_over() then return { 'finished', end_reason() } end
 
 local ready = redis.call('ZCARD', READY)
 if ready < N then
