@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dapod.cli.evaluations import EvaluationRow
 from dapod.cli.readiness import Readiness
 from dapod.cli.screen import Overview, Part, Screen
 from dapod.cli.steps import StepRow
@@ -81,6 +82,11 @@ class Progress:
         for row in new:
             self.say(progress_of(row, [r for r in rows if r.step <= row.step], self._steps_total))
 
+    def evaluations(self, new: Sequence[EvaluationRow]) -> None:
+        """Mentions evaluations that have ended."""
+        for row in new:
+            self.say(evaluation_of(row))
+
     def _mention_ready(self, view: ServiceView) -> None:
         if view.readiness is None or not view.readiness.ready:
             return
@@ -118,6 +124,25 @@ def progress_of(row: StepRow, rows: Sequence[StepRow], total: int) -> str:
             f"tokens/s {row.tokens_per_second:.0f}",
             f"{row.seconds_total:.1f} s",
             *([f"~{duration(left)} left"] if left else []),
+        ]
+    )
+
+
+def evaluation_of(row: EvaluationRow) -> str:
+    """Example: `evaluation v4: 0.43 (0.38 to 0.48)  avg@4  64 problems  12 s`."""
+    if row.dropped_because:
+        done = f"{row.problems_done} of {row.problems} problems"
+        value = "-" if row.avg is None else f"{row.avg:.2f}"
+        return f"evaluation v{row.policy_version}: {value}  {done}: {row.dropped_because}"
+    value = "no answer could be judged"
+    if row.avg is not None and row.low is not None and row.high is not None:
+        value = f"{row.avg:.2f} ({row.low:.2f} to {row.high:.2f})"
+    return "  ".join(
+        [
+            f"evaluation v{row.policy_version}: {value}",
+            f"avg@{row.samples}",
+            f"{row.problems} problems",
+            duration(row.seconds),
         ]
     )
 

@@ -1,7 +1,7 @@
 """The run directory: whose it is, whether a run may begin or go on in it, and one runner at a time.
 
-    config.toml  run.json  steps.jsonl  summary.json  curves.png  services.json (while it runs)
-    logs/  policies/  checkpoints/  valkey/
+    config.toml  run.json  steps.jsonl  evaluations.jsonl  summary.json  curves.png
+    services.json (while it runs)  logs/  policies/  checkpoints/  valkey/
 
 `choose` only looks; nothing is written before `RunDirectory.open`.
 """
@@ -37,6 +37,10 @@ class RunDirectory:
     @property
     def steps_file(self) -> Path:
         return self.path / "steps.jsonl"
+
+    @property
+    def evaluations_file(self) -> Path:
+        return self.path / "evaluations.jsonl"
 
     @property
     def logs(self) -> Path:

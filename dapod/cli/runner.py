@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from dapod.cli.evaluations import EvaluationLog
 from dapod.cli.fleet import ServiceSpec
 from dapod.cli.guard import Guard
 from dapod.cli.progress import Progress, ServiceView
@@ -40,6 +41,7 @@ class RunnerParts:
     run_dir: Path
     progress: Progress
     steps: StepLog
+    evaluations: EvaluationLog
     ask_status: Callable[[], RunStatus | None]
     """None when the buffer does not answer now."""
     wait_first: Callable[[], bool] = lambda: True
@@ -124,6 +126,7 @@ class Runner:
 
     def _show(self, answers: dict[str, Readiness]) -> None:
         parts = self._parts
+        parts.progress.evaluations(parts.evaluations.news())
         parts.progress.steps(parts.steps.news(), parts.steps.rows)
         parts.progress.services(
             [self._view(spec, answers) for spec in parts.specs], parts.steps.rows

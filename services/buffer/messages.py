@@ -35,9 +35,13 @@ def plan_to_proto(plan: Plan, prompts_per_update: int) -> buffer_pb2.BatchPlan:
 
 
 def stats_to_proto(stats: Mapping[str, float]) -> buffer_pb2.SamplingStats:
-    sums = {name: stats.get(name, 0.0) for name in ("reward_sum", "seconds_evaluate")}
+    sums = ("reward_sum", "seconds_evaluate")
     counts = {name: int(value) for name, value in stats.items() if name not in sums}
-    return buffer_pb2.SamplingStats(**counts, **sums)
+    return buffer_pb2.SamplingStats(
+        **counts,
+        reward_sum=stats.get("reward_sum", 0.0),
+        seconds_evaluate=stats.get("seconds_evaluate", 0.0),
+    )
 
 
 def worker_to_proto(worker: WorkerSeen) -> buffer_pb2.Worker:

@@ -17,6 +17,7 @@ from dapod.service import Service
 from dapod.v1.buffer_pb2_grpc import BufferServiceStub
 from dapod.v1.types_pb2 import RunIdentity
 from services.trainer.checkpoint import CheckpointStore
+from services.trainer.evaluations import Evaluations
 from services.trainer.launch import CHECKPOINTS
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import Phases
@@ -55,6 +56,7 @@ def _wire(service: Service, stub: BufferServiceStub) -> Trainer:
     phases, ranks = Phases(metrics), Ranks()
     policy = Policy(config, ranks)
     run = RunIdentity(run_id=service.run_id, config_digest=service.config_digest)
+    source = Source(stub, run, service.health, service.stop)
     return Trainer(
         config=config,
         ranks=ranks,
@@ -67,10 +69,16 @@ def _wire(service: Service, stub: BufferServiceStub) -> Trainer:
             metrics=metrics,
             stop=service.stop,
         ),
-        source=Source(stub, run, service.health, service.stop),
+        source=source,
         policies=PolicyStore(environment.policy_dir),
         checkpoints=CheckpointStore(environment.run_dir / CHECKPOINTS),
         steps=_step_log(environment.run_dir),
+        evaluations=Evaluations(
+            config=config,
+            run_dir=environment.run_dir,
+            source=source,
+            metrics=metrics,
+        ),
         phases=phases,
         metrics=metrics,
         health=service.health,

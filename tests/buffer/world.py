@@ -144,6 +144,7 @@ class World:
         self.clock = clock or Clock()
         self.config = config or make_config()
         self.prompts = prompts or make_prompts()
+        self.problems = problems
         self.scripts = scripts or Scripts(
             client=client,
             run_id=RUN_ID,

@@ -105,3 +105,59 @@ def test_what_changes_learning_changes_the_digest(override):
 
 def digest() -> str:
     return configuration.load(QUICKSTART).digest()
+
+
+EVALUATION = (
+    "evaluation.every_steps=2",
+    "evaluation.data.path=one_digit_arithmetic.jsonl",
+    "evaluation.data.verifier=integer",
+)
+
+
+def test_a_run_evaluates_nothing_unless_told():
+    assert configuration.load(QUICKSTART).evaluation is None
+
+
+def test_an_evaluation_has_data_of_its_own_beside_the_config_file():
+    run = configuration.load(QUICKSTART, [*EVALUATION, "evaluation.max_response_tokens=40"])
+    assert run.evaluation is not None
+    assert run.evaluation.data.path == str(CONFIGS / "one_digit_arithmetic.jsonl")
+    assert (run.evaluation_response_tokens, run.context_tokens, run.tokens_per_rollout) == (
+        40,
+        104,
+        80,
+    )
+    assert run.verifiers == ["integer"]
+
+
+def test_an_evaluation_changes_nothing_of_what_is_learned():
+    plain = configuration.load(QUICKSTART)
+    assert configuration.load(QUICKSTART, EVALUATION).digest() == plain.digest()
+
+
+def test_an_evaluation_has_the_responses_of_training_unless_told():
+    assert configuration.load(QUICKSTART, EVALUATION).evaluation_response_tokens == 16
+
+
+def test_an_unknown_key_in_a_table_of_a_table_is_refused_with_the_nearest_right_one():
+    assert "did you mean evaluation.data.template?" in refusal(
+        *EVALUATION, "evaluation.data.templat=x"
+    )
+    assert "did you mean evaluation.samples?" in refusal(*EVALUATION, "evaluation.sample=2")
+
+
+def test_an_evaluation_without_data_is_refused():
+    assert "evaluation.data is missing" in refusal("evaluation.every_steps=2")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("evaluation.temperature=0", "with evaluation.temperature = 0 all answers are the same"),
+        ("evaluation.max_response_tokens=3000000", "lower evaluation.samples or"),
+        ("evaluation.top_p=0", "evaluation.top_p = 0"),
+        ("evaluation.max_share=1.5", "evaluation.max_share = 1.5"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(override, says):
+    assert says in refusal(*EVALUATION, "evaluation.samples=4", override)

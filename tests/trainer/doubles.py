@@ -134,6 +134,10 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
         self.policies: list[PolicyVersion] = []
         """All that were committed, in order, replays included."""
         self.fetched: list[str] = []
+        self.evaluations: list[pb.Evaluation] = []
+        """That have ended."""
+        self.evaluating = ""
+        """What is open, in words."""
 
     @classmethod
     def of(
@@ -215,6 +219,18 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
             policies_in_use=[policy_to_proto(used) for used in self._in_use],
             state=state_to_proto(RunState.RUNNING),
             sampling=self._sampled(entry.step),
+        )
+
+    @answering
+    def FetchEvaluations(
+        self, request: pb.FetchEvaluationsRequest, context: grpc.ServicerContext
+    ) -> pb.FetchEvaluationsResponse:
+        known = {policy_from_proto(policy) for policy in request.evaluated}
+        news = [e for e in self.evaluations if policy_from_proto(e.policy) not in known]
+        return pb.FetchEvaluationsResponse(
+            evaluation=news[0] if news else None,
+            open=int(bool(self.evaluating)),
+            waiting_for=self.evaluating,
         )
 
     @answering

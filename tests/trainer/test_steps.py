@@ -35,6 +35,7 @@ KEYS = [
     "seconds_wait",
     "seconds_train",
     "seconds_publish",
+    "seconds_evaluate",
     "seconds_total",
     "time_unix",
 ]
@@ -51,7 +52,9 @@ TRAINED = TrainedStep(
     rollouts_dropped=0,
     updates=2,
 )
-SECONDS = StepSeconds(seconds_wait=1, seconds_train=2, seconds_publish=3, seconds_total=7)
+SECONDS = StepSeconds(
+    seconds_wait=1, seconds_train=2, seconds_publish=3, seconds_evaluate=0, seconds_total=7
+)
 
 
 def plan_of(step):

@@ -17,6 +17,12 @@ end
 
 local function refused(...) return { 'refused', string.format(...) } end
 
+local function waiting(...)
+  local label = first_evaluation()
+  local text = string.format(...)
+  return { 'waiting', label and text .. '; ' .. label .. ' is being evaluated' or text }
+end
+
 local function end_run()
   local kept, correct = number('stat.groups_kept'), number('stat.groups_all_correct')
   local wrong, failed = number('stat.groups_all_wrong'), number('stat.groups_failed')
@@ -65,14 +71,12 @@ if ready < N then
   if number('leases_this_step') >= settings.max_leases_per_step and open() == 0 then return end_run() end
   local low = redis.call('ZRANGE', OPEN, 0, 0, 'WITHSCORES')[2]
   local oldest = low and string.format(', oldest v%d', math.floor(tonumber(low) / VERSION)) or ''
-  return { 'waiting', string.format('%d of %d informative groups; %d leases open%s', ready, N, open(),
-    oldest) }
+  return waiting('%d of %d informative groups; %d leases open%s', ready, N, open(), oldest)
 end
 local w, excess = first_overfull(step, N)
 if w then
-  return { 'waiting', string.format(
-    '%d leases of v%d or older must end before this batch can be cut (%d are open)', excess, w,
-    up_to(OPEN, w)) }
+  return waiting('%d leases of v%d or older must end before this batch can be cut (%d are open)', excess, w,
+    up_to(OPEN, w))
 end
 cut()
 return plan('cut')
