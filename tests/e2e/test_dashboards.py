@@ -21,9 +21,15 @@ SERVICES = ("buffer", "reward", "rollout", "trainer")
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LivePrometheus]:
-    """After three steps of a run that goes on."""
+    """After three steps of a run that goes on, and evaluates."""
     folder = tmp_path_factory.mktemp("dashboards")
-    with LiveRun.start(folder / "run", steps=50) as run:
+    (folder / "problems.jsonl").write_text('{"prompt": "What is 1 + 1?", "answer": "2"}\n' * 4)
+    settings = {
+        "evaluation.every_steps": 2,
+        "evaluation.data.path": folder / "problems.jsonl",
+        "evaluation.data.verifier": "integer",
+    }
+    with LiveRun.start(folder / "run", steps=50, settings=settings) as run:
         run.wait(lambda: set(SERVICES) <= set(run.services()), "all services are started")
         addresses = {name: [urlsplit(run.services()[name]["ops"]).netloc] for name in SERVICES}
         with LivePrometheus.start(folder / "prometheus", addresses) as prometheus:
