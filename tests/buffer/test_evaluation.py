@@ -152,6 +152,17 @@ def test_a_pod_that_dies_is_replaced_even_when_nobody_has_the_version_any_more(
     assert str(world.ask_for_work("b", 0, 1).policy) == "v1-first"
 
 
+def test_a_pod_that_was_called_back_and_never_came_loses_its_seat(world: EvaluatedWorld) -> None:
+    world.lease_problems("a", 0, 2)
+    world.sample_as("b", 0, 2)
+    world.train(0)
+    world.clock.sleep(61)
+    assert str(world.ask_for_work("b", 1, 1).policy) == "v0-first"
+    assert str(world.ask_for_work("c", 1, 1).policy) == "v1-first", "one seat, and it is taken"
+    world.clock.sleep(121)
+    assert str(world.ask_for_work("c", 1, 1).policy) == "v0-first"
+
+
 def test_a_pod_that_waits_for_the_newest_version_is_not_called_back_for_it(
     world: EvaluatedWorld,
 ) -> None:
