@@ -35,13 +35,15 @@ def check_model(config: RunConfig) -> None:
 
 
 def check_disk(config: RunConfig, directory: Path) -> None:
-    """Raises `ConfigError` unless `directory`'s disk has room for two policies."""
+    """Raises `ConfigError` unless `directory`'s disk has room for two policies, and two more that
+    evaluations may keep."""
+    word, count = ("two", 2) if config.evaluation is None else ("four", 4)
     existing = next(p for p in (directory, *directory.resolve().parents) if p.is_dir())
     size = sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors"))
     free = shutil.disk_usage(existing).free
-    if free < 2 * size:
+    if free < count * size:
         raise ConfigError(
-            f"{existing} has {free >> 20} MiB free, two policies take {2 * size >> 20} MiB: "
+            f"{existing} has {free >> 20} MiB free, {word} policies take {count * size >> 20} MiB: "
             f"free some room or choose another directory"
         )
 
