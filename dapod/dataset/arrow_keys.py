@@ -16,7 +16,7 @@ def row_keys(batch: Any) -> Sequence[str | None]:
 
     try:
         texts = [text for column in batch.columns for text in _texts(column)]
-    except pyarrow.ArrowNotImplementedError:
+    except pyarrow.ArrowException:
         return [None] * len(batch)
     keys: list[str | None] = compute.binary_join_element_wise(*texts, "\0").to_pylist()
     return keys
@@ -31,9 +31,10 @@ def _texts(column: Any) -> Iterator[Any]:
     if types.is_struct(column.type):
         for part in column.flatten():
             yield from _texts(part)
-    elif types.is_list(column.type):
+    elif types.is_list(column.type) or types.is_large_list(column.type):
+        yield compute.list_value_length(column).cast(pyarrow.string())
         for part in _texts(column.flatten()):
             offsets = compute.subtract(column.offsets, column.offsets[0])
-            yield compute.binary_join(pyarrow.ListArray.from_arrays(offsets, part), "\0")
+            yield compute.binary_join(type(column).from_arrays(offsets, part), "\0")
     else:
         yield column.cast(pyarrow.string())

@@ -44,8 +44,10 @@ def fetch(source: HubSource) -> tuple[str, list[Path]]:
         raise _cannot(source, "there is none of that name, or HF_TOKEN may not see it") from error
     except errors.RevisionNotFoundError as error:
         raise _cannot(source, f"it has no revision {source.revision!r}") from error
+    except errors.HFValidationError as error:
+        raise _cannot(source, "the hub allows no such name") from error
     except (httpx2.HTTPError, OSError) as error:
-        return _cached(source, f"{constants.ENDPOINT} does not answer ({type(error).__name__})")
+        return _cached(source, f"{constants.ENDPOINT} cannot be asked ({type(error).__name__})")
 
 
 def choose(source: HubSource, names: Sequence[str]) -> list[str]:

@@ -27,6 +27,7 @@ log = logging.getLogger("dapod.buffer")
 
 
 def serve(service: Service) -> None:
+    service.health.waiting(f"reading the data set {service.config.data.path}")
     prompts = load_prompts(service.config)
     url = service.environment.redis_url
     service.health.waiting(f"waiting for Redis at {masked(url)}")
