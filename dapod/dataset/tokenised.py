@@ -9,7 +9,7 @@ from pathlib import Path
 from dapod.config import ConfigError, RunConfig
 from dapod.dataset.reading import DataSet, read_data
 from dapod.dataset.rows import Row
-from dapod.dataset.tokens import PromptTokenizer
+from dapod.prompt_tokens import PromptTokenizer
 from dapod.types import TokenIds
 
 

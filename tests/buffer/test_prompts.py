@@ -11,7 +11,7 @@ import redis
 
 from dapod.config import ConfigError
 from dapod.dataset import Message
-from dapod.dataset.tokens import PromptTokenizer
+from dapod.prompt_tokens import PromptTokenizer
 from services.buffer.prompts import Cursor, load_prompts
 from tests.buffer.world import World, make_config, make_prompts, repository
 
