@@ -19,4 +19,9 @@ def data_report(config: RunConfig) -> str:
         return (
             f"data {read_data(config.data)} (lengths not checked: no model at {config.model.path})"
         )
-    return f"data {read_tokenised(config).data_set}"
+    tokenised = read_tokenised(
+        config.data,
+        model=Path(config.model.path),
+        max_prompt_tokens=config.sampling.max_prompt_tokens,
+    )
+    return f"data {tokenised.data_set}"

@@ -50,7 +50,11 @@ def prepare(request: Request) -> Prepared:
     redis = redis_ping.masked(request.redis_url) if request.redis_url else EMBEDDED
     directory = run_dir.choose(config, given=request.run_dir, resume=request.resume, redis=redis)
     check_model(config)
-    data_set = read_tokenised(config).data_set
+    tokenised = read_tokenised(
+        config.data,
+        model=Path(config.model.path),
+        max_prompt_tokens=config.sampling.max_prompt_tokens,
+    )
     run_dir.check_ranks(config, directory.path)
     check_disk(config, directory.path)
     if request.redis_url:
@@ -67,5 +71,5 @@ def prepare(request: Request) -> Prepared:
         directory=directory,
         specs=fleet(plan),
         redis=redis,
-        data=str(data_set),
+        data=str(tokenised.data_set),
     )

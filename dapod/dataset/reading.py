@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,14 @@ class DataSet:
     counts: Counts
     origin: str
     """Where they are from, with the hub's commit."""
+
+    def digest(self) -> str:
+        """Of messages and keys in their order: another data set is seen."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            turns = [[message.role, message.content] for message in row.messages]
+            digest.update(json.dumps([turns, row.answer]).encode())
+        return digest.hexdigest()[:16]
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.counts}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dapod.config import ConfigError, RunConfig
+from dapod.config import ConfigError, Data
 from dapod.dataset.reading import DataSet, read_data
 from dapod.dataset.rows import Row
 from dapod.prompt_tokens import PromptTokenizer
@@ -22,24 +22,23 @@ class TokenisedDataSet:
     """One array for each row."""
 
 
-def read_tokenised(config: RunConfig) -> TokenisedDataSet:
-    """Reads and tokenises; refuses or filters prompts longer than sampling.max_prompt_tokens.
+def read_tokenised(data: Data, *, model: Path, max_prompt_tokens: int) -> TokenisedDataSet:
+    """Reads and tokenises for the model in that directory; refuses or filters long prompts.
 
     Raises `ConfigError`, for long prompts with their number and the first one's place.
     """
-    data_set = read_data(config.data)
-    tokenizer = PromptTokenizer(Path(config.model.path), chat=config.data.chat)
+    data_set = read_data(data)
+    tokenizer = PromptTokenizer(model, chat=data.chat)
     token_ids = tokenizer.encode([row.messages for row in data_set.rows])
     for row, ids in zip(data_set.rows, token_ids, strict=True):
         if len(ids) == 0:
             raise ConfigError(f"data.path: {row.place}: the prompt has no tokens")
-    return _within_limit(data_set, token_ids, config)
+    return _within_limit(data_set, token_ids, data, max_prompt_tokens)
 
 
 def _within_limit(
-    data_set: DataSet, token_ids: Sequence[TokenIds], config: RunConfig
+    data_set: DataSet, token_ids: Sequence[TokenIds], data: Data, limit: int
 ) -> TokenisedDataSet:
-    limit = config.sampling.max_prompt_tokens
     fits = [len(ids) <= limit for ids in token_ids]
     if all(fits):
         return TokenisedDataSet(data_set=data_set, token_ids=token_ids)
@@ -49,7 +48,7 @@ def _within_limit(
         f"{fits.count(False)} of {len(fits)} prompts are longer than "
         f"sampling.max_prompt_tokens = {limit} (first: {first.place}; longest: {longest} tokens)"
     )
-    if config.data.long_prompts == "refuse":
+    if data.long_prompts == "refuse":
         raise ConfigError(
             f'data.path: {long}: raise it to {longest}, or set data.long_prompts = "filter"'
         )

@@ -9,15 +9,13 @@ Example: seed 0 and 200 rows give `0-57, 0-12, ...` and, 200 prompts on, `1-103,
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dapod.config import RunConfig
-from dapod.dataset import Row
 from dapod.dataset.tokenised import read_tokenised
 from dapod.types import TokenIds
 
@@ -89,7 +87,11 @@ class Prompts:
 
 def load_prompts(config: RunConfig) -> Prompts:
     """Reads and tokenises the data set. Raises `ConfigError`, naming prompts too long."""
-    tokenised = read_tokenised(config)
+    tokenised = read_tokenised(
+        config.data,
+        model=Path(config.model.path),
+        max_prompt_tokens=config.sampling.max_prompt_tokens,
+    )
     data_set = tokenised.data_set
     log.info("data set %s", data_set)
     prompts = [
@@ -99,14 +101,6 @@ def load_prompts(config: RunConfig) -> Prompts:
     return Prompts(
         prompts,
         seed=config.run.seed,
-        digest=_digest(data_set.rows),
+        digest=data_set.digest(),
         counts=str(data_set.counts),
     )
-
-
-def _digest(rows: Sequence[Row]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        turns = [[message.role, message.content] for message in row.messages]
-        digest.update(json.dumps([turns, row.answer]).encode())
-    return digest.hexdigest()[:16]

@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 
 from dapod import config as configuration
 from dapod.config import ConfigError, RunConfig
-from dapod.dataset.tokenised import read_tokenised
+from dapod.dataset.tokenised import TokenisedDataSet, read_tokenised
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.toml"
 
@@ -32,6 +32,14 @@ def config(tmp_path: Path) -> RunConfig:
     )
 
 
+def read(config: RunConfig) -> TokenisedDataSet:
+    return read_tokenised(
+        config.data,
+        model=Path(config.model.path),
+        max_prompt_tokens=config.sampling.max_prompt_tokens,
+    )
+
+
 def limited(config: RunConfig, limit: int, long_prompts: str) -> RunConfig:
     return config.model_copy(
         update={
@@ -42,14 +50,14 @@ def limited(config: RunConfig, limit: int, long_prompts: str) -> RunConfig:
 
 
 def test_prompts_within_the_limit_are_all_kept(config):
-    tokenised = read_tokenised(limited(config, 9, "refuse"))
+    tokenised = read(limited(config, 9, "refuse"))
     assert list(map(len, tokenised.token_ids)) == [1, 3, 2, 9]
     assert str(tokenised.data_set.counts) == "5 rows read, 1 repeated, 4 kept"
 
 
 def test_long_prompts_are_refused_with_their_number_and_the_first_place(config, tmp_path):
     with pytest.raises(ConfigError) as caught:
-        read_tokenised(limited(config, 2, "refuse"))
+        read(limited(config, 2, "refuse"))
     assert str(caught.value) == (
         "data.path: 2 of 4 prompts are longer than sampling.max_prompt_tokens = 2 "
         f"(first: {tmp_path}/rows.jsonl line 2; longest: 9 tokens): "
@@ -58,7 +66,7 @@ def test_long_prompts_are_refused_with_their_number_and_the_first_place(config, 
 
 
 def test_long_prompts_are_filtered_by_name_and_counted(config):
-    tokenised = read_tokenised(limited(config, 2, "filter"))
+    tokenised = read(limited(config, 2, "filter"))
     assert list(map(len, tokenised.token_ids)) == [1, 2]
     assert [row.message for row in tokenised.data_set.rows] == ["w ", "w w "]
     assert str(tokenised.data_set.counts) == (
@@ -70,13 +78,13 @@ def test_a_limit_that_leaves_nothing_is_refused(config, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "w w w", "answer": "1"}')
     with pytest.raises(ConfigError, match=r"^data.long_prompts: 1 of 1 .*: none is left"):
-        read_tokenised(limited(config, 2, "filter"))
+        read(limited(config, 2, "filter"))
 
 
 def test_a_prompt_without_tokens_and_a_broken_tokenizer_are_named(config, tmp_path):
     (tmp_path / "model" / "tokenizer_config.json").write_text('{"chat_template": ""}')
     with pytest.raises(ConfigError, match=r"rows.jsonl line 1: the prompt has no tokens"):
-        read_tokenised(config)
+        read(config)
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"^model.path: .*tokenizer.json is no tokenizer"):
-        read_tokenised(config)
+        read(config)
