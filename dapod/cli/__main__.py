@@ -1,4 +1,4 @@
-"""The command line: `dapod run`, `dapod config check`, `dapod model fetch`, `dapod verify`.
+"""The command line: `dapod run`, `dapod config check|show`, `dapod model fetch`, `dapod verify`.
 
 Exit status 0: done; 1: the run failed; 2: something the user must change, in one sentence on
 stderr; 128 + n: stopped by signal n.
@@ -73,8 +73,10 @@ def _parser() -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
-    config = commands.add_parser("config", help="config check FILE: is a config right?")
-    _add_check(config.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    config = commands.add_parser("config", help="config check FILE, config show FILE")
+    of_configs = config.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_check(of_configs)
+    _add_show(of_configs)
     commands.add_parser("verify", help="judge responses on stdin (dapod verify --help)")
     model = commands.add_parser("model", help="model fetch: prepare the quickstart's model")
     _add_fetch(model.add_subparsers(title="commands", metavar="COMMAND", required=True))
@@ -113,6 +115,13 @@ def _add_check(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("config", type=Path, metavar="FILE")
     _add_set(parser)
     parser.set_defaults(command=_check)
+
+
+def _add_show(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser("show", help="every value of a config, and where it comes from")
+    parser.add_argument("config", type=Path, metavar="FILE")
+    _add_set(parser)
+    parser.set_defaults(command=_show)
 
 
 def _add_fetch(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -184,6 +193,13 @@ def _check(chosen: argparse.Namespace) -> int:
         f"{config.group_bytes / 1024:.0f} KiB; payloads of {config.live_payload_steps} steps "
         f"live at once"
     )
+    return 0
+
+
+def _show(chosen: argparse.Namespace) -> int:
+    from dapod.cli.config_values import effective
+
+    print("\n".join(effective(chosen.config, chosen.overrides)))
     return 0
 
 

@@ -61,6 +61,8 @@ def test_a_missing_file_and_broken_toml_are_one_sentence(tmp_path):
         ("algorithm.overlong_cache_tokens=16", "must be smaller than sampling.max_response_tokens"),
         ("algorithm.max_leases_per_step=4", "must be at least algorithm.prompts_per_step"),
         ("trainer.tokens_per_micro_batch=40", "must hold one rollout"),
+        ("algorithm.dual_clip=0.9", "must be above 1, or 0 to turn it off"),
+        ("algorithm.preset=ppo", "choose one of dapo, dapo_verl, grpo, dr_grpo"),
         ("data.template=no hole", "must contain {prompt}"),
         ("run.name=A b", "run.name"),
         ("novalue", "write it as section.key=value"),
