@@ -197,7 +197,10 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _check(chosen: argparse.Namespace) -> int:
+    from dapod.cli.data_report import data_report
+
     config = _load(chosen)
+    data = data_report(config)
     sizes = config.algorithm
     print(f"{chosen.config} is right: run {config.run.name}, digest {config.digest()}")
     print(
@@ -209,6 +212,7 @@ def _check(chosen: argparse.Namespace) -> int:
         f"{config.group_bytes / 1024:.0f} KiB; payloads of {config.live_payload_steps} steps "
         f"live at once"
     )
+    print(data)
     return 0
 
 

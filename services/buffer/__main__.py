@@ -71,7 +71,9 @@ def _collector(store: Store, service: Service) -> StateCollector:
 def _report(service: Service, store: Store, prompts: Prompts) -> None:
     try:
         store.ping()
-        service.health.doing(f"serving {len(prompts)} prompts of run {service.run_id}")
+        service.health.doing(
+            f"serving {len(prompts)} prompts of run {service.run_id} ({prompts.counts})"
+        )
     except StoreAway as error:
         service.health.waiting(str(error))
 

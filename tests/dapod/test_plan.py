@@ -96,9 +96,9 @@ def test_where_no_setting_helps_it_says_so() -> None:
 
 
 def test_an_engine_that_does_not_fit_says_what_to_raise() -> None:
-    refusals = planned(make_config(), THIRTY_TWO).refusals
-    assert any("raise rollout.tensor_parallel (now 1, at most 8)" in said for said in refusals)
-    assert planned(make_config(), THIRTY_TWO).seconds is None
+    plan = planned(make_config(), THIRTY_TWO, gpu="l40s")
+    assert "raise rollout.tensor_parallel (now 1, at most 8)" in plan.refusals[1]
+    assert plan.seconds is None
 
 
 def test_more_rollouts_than_the_cache_holds_are_noted() -> None:

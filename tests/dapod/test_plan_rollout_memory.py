@@ -22,7 +22,7 @@ def test_what_the_weights_leave_is_cache() -> None:
     assert memory.cache_bytes_per_token == 2 * 2 * 28 * 512 == 57_344
     left = 40e9 - 2 * 7_615_616_512 - 1_166_016_512 - 58_392_576
     assert memory.cache_bytes == left
-    assert memory.cache_tokens == int(left / 57_344) == 410_548
+    assert memory.cache_tokens == int(left / 57_344) == 410_581
     assert memory.full_length_rollouts == 410  # of 1000 tokens
     assert memory.asked_rollouts == memory.concurrent_rollouts == 32
 

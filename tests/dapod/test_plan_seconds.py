@@ -98,15 +98,15 @@ def test_the_slower_side_sets_the_pace() -> None:
 
 
 def test_with_the_engines_it_asks_for_the_trainer_does_not_wait() -> None:
-    slow_sampling = ("bandwidth_share=0.05",)
-    before = planned(*slow_sampling).seconds
+    slow = ("bandwidth_share=0.05", "mfu=0.005", "storage_gb_per_second=1000")
+    before = planned(*slow).seconds
     assert before is not None and before.wait > 0
     needed = before.stops_waiting
     assert needed is not None and needed > 4
     config = make_config()
     for engines, waits in ((needed - 1, True), (needed, False)):
         machines = Machines(nodes=1, gpus_per_node=4 + engines, gpu=ROUND_GPU)
-        seconds = make_plan(config, SEVEN, machines, assume(config, *slow_sampling)).seconds
+        seconds = make_plan(config, SEVEN, machines, assume(config, *slow)).seconds
         assert seconds is not None
         assert (seconds.wait > 0) == waits
 
