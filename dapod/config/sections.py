@@ -156,9 +156,23 @@ class Trainer(Section):
     """DeepSpeed ZeRO stage."""
     tokens_per_micro_batch: int = Field(ge=1)
     """Token budget of one forward pass, prompt and padding included."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for backward and compute the layer again: longer responses fit,
+    and a step computes a third more."""
+    offload_optimiser: bool = False
+    """Keep master weights and moments in the CPU's memory and update there (ZeRO 1 to 3)."""
     checkpoint_every_steps: int = Field(ge=1)
     threads: int = Field(default=0, ge=0)
     """CPU threads of each rank; 0 leaves it to torch."""
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> Self:
+        if self.offload_optimiser and self.zero_stage == 0:
+            raise ValueError(
+                "trainer.offload_optimiser needs DeepSpeed ZeRO: set trainer.zero_stage to 1, 2 or "
+                "3, or trainer.offload_optimiser to false"
+            )
+        return self
 
 
 class RolloutEngine(Section):
