@@ -1,4 +1,4 @@
-"""The command line: `dapod run`, `dapod config check|show`, `dapod model fetch`, `dapod verify`.
+"""The command line: `dapod run`, `dapod plan`, `dapod config check|show`, `dapod verify`, …
 
 Exit status 0: done; 1: the run failed; 2: something the user must change, in one sentence on
 stderr; 128 + n: stopped by signal n.

@@ -54,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan(chosen: argparse.Namespace, config: RunConfig) -> int:
     """Prints the plan; raises `ConfigError` with what does not fit."""
-    machines = Machines(
-        nodes=chosen.nodes, gpus_per_node=chosen.gpus, gpu=gpu_named(chosen.gpu)
-    )
+    machines = Machines(nodes=chosen.nodes, gpus_per_node=chosen.gpus, gpu=gpu_named(chosen.gpu))
     made = make_plan(
         config,
         find_shape(config, chosen.model_shape),

@@ -1,4 +1,4 @@
-"""A `RunPlan` as text for people and as JSON for programs. What does not fit is the caller's to say."""
+"""A `RunPlan` as text for people and as JSON for programs; the caller says what does not fit."""
 
 from __future__ import annotations
 
@@ -54,8 +54,12 @@ def _trainer(plan: RunPlan) -> Iterator[str]:
     for term in trainer.terms:
         yield _row(term.name, _gib(term.bytes), term.how)
     yield _row("all", _gib(trainer.bytes), f"of {_gib(trainer.capacity_bytes)}")
-    yield _row("at the start", _gib(trainer.loading_bytes), "for a moment: the whole model, reserve")
-    yield _row("the node's memory", _gib(trainer.host_bytes), "CPU: a copy for each rank at the start, or what is offloaded")
+    yield _row("at the start", _gib(trainer.loading_bytes), "for a moment: the whole model")
+    yield _row(
+        "the node's memory",
+        _gib(trainer.host_bytes),
+        "a copy for each rank, later what is offloaded",
+    )
 
 
 def _rollout(plan: RunPlan) -> Iterator[str]:
@@ -73,7 +77,8 @@ def _rollout(plan: RunPlan) -> Iterator[str]:
     asked = f"rollouts of mean length, {rollout.asked_rollouts:,} asked for at most"
     yield _row("it samples", f"{rollout.concurrent_rollouts:,}", asked)
     if plan.decoding:
-        how = f"{plan.decoding.seconds_per_pass * 1e3:.1f} ms a pass, bound by {plan.decoding.bound}"
+        milliseconds = plan.decoding.seconds_per_pass * 1e3
+        how = f"{milliseconds:.1f} ms a pass, bound by {plan.decoding.bound}"
         yield _row("tokens a second", f"{plan.decoding.tokens_per_second:,.0f}", how)
 
 
@@ -107,7 +112,8 @@ def _seconds(plan: RunPlan) -> Iterator[str]:
     trained = f"{work.training_flops:.2g} FLOP, {plan.config.updates_per_step} update(s)"
     yield _row("update", _s(seconds.update), trained)
     yield _row("publish", _s(seconds.publish), "write, read back for checksums")
-    yield _row("the trainer waits", _s(seconds.wait), f"{seconds.wait / seconds.step:.0%} of a step")
+    share = f"{seconds.wait / seconds.step:.0%} of a step"
+    yield _row("the trainer waits", _s(seconds.wait), share)
     how = f"{plan.steps_per_day:.1f} a day, {_days(plan)} for run.steps = {plan.config.run.steps}"
     yield _row("a step", _s(seconds.step), how)
     yield _row("engines needed", *_engines(plan))

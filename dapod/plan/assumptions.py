@@ -80,7 +80,7 @@ def _parsed(text: str) -> dict[str, float]:
         raise ConfigError(f"--assume {text}: write it as name=number") from None
     share = name in ("informative_share", "mfu", "bandwidth_share")
     low_enough = number <= 1 if share else number < float("inf")
-    if not (0 < number and low_enough) and not (name == "reserve_gib" and number == 0):
+    if not (number > 0 and low_enough) and not (name == "reserve_gib" and number == 0):
         raise ConfigError(
             f"--assume {text}: it must be greater than 0" + (" and at most 1" if share else "")
         )

@@ -1,7 +1,7 @@
 """GPUs by name, and the machines they stand in: data sheet numbers, no measurements.
 
-Memory is the data sheet's decimal gigabytes. Dense bf16 with fp32 accumulation: where a sheet prints
-the number "with sparsity", half of it.
+Memory is the data sheet's decimal gigabytes. Dense bf16 with fp32 accumulation: where a sheet
+prints the number "with sparsity", half of it.
 """
 
 from __future__ import annotations

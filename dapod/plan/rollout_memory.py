@@ -1,8 +1,8 @@
 """What one engine (vLLM) holds on each of its GPUs, and how many rollouts it samples at once.
 
-vLLM takes `rollout.gpu_memory_ratio` of a GPU: weights, what a pass needs, and the rest is key-value
-cache. Weights and key-value heads are split over `rollout.tensor_parallel` GPUs; with fewer heads
-than GPUs they are repeated.
+vLLM takes `rollout.gpu_memory_ratio` of a GPU: weights, what a pass needs, and the rest is
+key-value cache. Weights and key-value heads are split over `rollout.tensor_parallel` GPUs; with
+fewer heads than GPUs they are repeated.
 """
 
 from __future__ import annotations
@@ -75,6 +75,6 @@ def rollout_memory(
 
 
 def _pass_bytes(shape: ModelShape, split: int, asked: int) -> float:
-    """The widest layer of a prefill, and three fp32 tensors of logits for sampling with log-probs."""
+    """The widest layer of a prefill, and three fp32 tensors of logits for sampling."""
     layer = BATCHED_TOKENS * (6 * shape.intermediate / split + 8 * shape.hidden)
     return layer + 3 * 4 * asked * shape.vocabulary

@@ -6,15 +6,16 @@ our gradients accumulate in fp32, so they take 4.
 
     zero_stage   weights          gradients         optimiser
     0            4P + 2P          4P                8P          fp32 weights, cast for each pass
-    1            2P               4P + 2P           12P/R       fp32 sums, and bf16 of the last pass
+    1            2P               4P + 2P           12P/R       fp32 sums, bf16 of the last pass
     2            2P               4P/R              12P/R
     3            2P/R + gathered  4P/R              12P/R
 
-With `offload_optimiser`, optimiser and gradients of stages 2 and 3 are in the node's memory instead.
+With `offload_optimiser`, optimiser and gradients of stages 2 and 3 are in the node's memory. A test
+counts the tensors of a real engine on one rank: the table is what they add up to.
 
-Activations follow Korthikanti et al. (2205.05198, section 4.1) in counting what each operation keeps
-for its backward pass, but for this family's layer as transformers runs it in bf16: RMSNorm in fp32,
-gated MLP, attention that keeps no scores. Tests compare with what torch really keeps.
+Activations follow Korthikanti et al. (2205.05198, section 4.1) in counting what each operation
+keeps for its backward pass, but for this family's layer as transformers runs it in bf16: RMSNorm in
+fp32, gated MLP, attention that keeps no scores. Tests compare with what torch really keeps.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from dapod.plan.model_shape import ModelShape
 
 GIB = 2**30
 REDUCE_BUCKET = 500_000_000
-"""Elements that DeepSpeed reduces at once, its default `reduce_bucket_size`; fp32 here."""
+"""Elements that DeepSpeed reduces at once, its default `reduce_bucket_size`: held in bf16, sent in
+fp32. A larger tensor is reduced alone."""
 LOGITS_BYTES = 256 * 2**20
 """One float32 tensor of logits in services/trainer/logprobs.py, which has up to five at once."""
 GATHERED_PARAMETERS = 1_000_000_000
@@ -79,14 +81,12 @@ def trainer_memory(
         *_reference(config, shape),
         Term(name="reserve", bytes=reserve_bytes, how="assumed"),
     )
-    whole = (4 if config.trainer.zero_stage == 0 else 2) * shape.parameters
-    share = 2 * shape.parameters / config.trainer.ranks if config.trainer.zero_stage == 3 else 0.0
     return TrainerMemory(
         terms=tuple(term for term in terms if term.bytes),
         capacity_bytes=capacity_bytes,
-        loading_bytes=whole + share + reserve_bytes,
+        loading_bytes=_loading(config, shape) + reserve_bytes,
         # The copies are gone by the time the offloaded states are made.
-        host_bytes=max(config.trainer.ranks * whole, _offloaded(config, shape)),
+        host_bytes=max(config.trainer.ranks * _whole(config, shape), _offloaded(config, shape)),
     )
 
 
@@ -121,8 +121,11 @@ def _states(config: RunConfig, shape: ModelShape) -> tuple[Term, ...]:
 
 
 def _offloaded(config: RunConfig, shape: ModelShape) -> float:
-    """fp32 weights and moments; gradients twice, as they accumulate and as the update reads them."""
-    return 20.0 * shape.parameters if config.trainer.offload_optimiser else 0.0
+    """fp32 weights and moments; gradients twice, as they accumulate and as the update reads them;
+    below ZeRO-3 the new bf16 weights on their way back."""
+    if not config.trainer.offload_optimiser:
+        return 0.0
+    return (20.0 if config.trainer.zero_stage == 3 else 22.0) * shape.parameters
 
 
 def _communication(config: RunConfig, shape: ModelShape) -> Term:
@@ -130,11 +133,12 @@ def _communication(config: RunConfig, shape: ModelShape) -> Term:
         elements = min(REDUCE_BUCKET, shape.parameters) if config.trainer.ranks > 1 else 0
         return Term(name="gradient bucket", bytes=4 * elements, how="fp32: 4 min(5e8, P)")
     largest = shape.largest_tensor_parameters
-    beyond = largest if largest > REDUCE_BUCKET else 0
+    alone = largest > REDUCE_BUCKET
+    reduced = 6 * largest if alone else 4 * min(REDUCE_BUCKET, shape.parameters)
     return Term(
         name="gradient bucket",
-        bytes=4 * REDUCE_BUCKET + 6 * beyond,
-        how="fp32: 4 5e8" + (", and the largest tensor alone: 6 V h" if beyond else ""),
+        bytes=2 * REDUCE_BUCKET + reduced,
+        how="bf16: 2 5e8; " + ("the largest tensor, both ways: 6 V h" if alone else "fp32: twice"),
     )
 
 
@@ -177,7 +181,26 @@ def _logits(config: RunConfig, shape: ModelShape) -> Term:
 
 
 def _reference(config: RunConfig, shape: ModelShape) -> tuple[Term, ...]:
-    """The frozen model of the KL term."""
+    """The frozen model of the KL term (services/trainer/reference.py)."""
     if not config.algorithm.kl_coefficient:
         return ()
-    return (Term(name="reference model", bytes=2 * shape.parameters, how="bf16: 2 P"),)
+    if config.trainer.zero_stage == 3:
+        share, how = config.trainer.ranks, f"bf16 over {config.trainer.ranks} ranks: 2 P / R"
+    else:
+        share, how = 1, "bf16: 2 P"
+    return (Term(name="reference model", bytes=2 * shape.parameters / share, how=how),)
+
+
+def _loading(config: RunConfig, shape: ModelShape) -> float:
+    """DeepSpeed moves a whole model to the GPU and then shares it out: first the policy, then, when
+    the policy's states are there, the reference model."""
+    whole = float(_whole(config, shape))
+    share = 2 * shape.parameters / config.trainer.ranks if config.trainer.zero_stage == 3 else 0.0
+    if not config.algorithm.kl_coefficient:
+        return whole + share
+    states = sum(term.bytes for term in _states(config, shape))
+    return states + 2 * shape.parameters + share
+
+
+def _whole(config: RunConfig, shape: ModelShape) -> int:
+    return (4 if config.trainer.zero_stage == 0 else 2) * shape.parameters

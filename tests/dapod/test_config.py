@@ -31,7 +31,7 @@ def test_an_unknown_section_is_refused_with_the_nearest_right_one():
 
 
 def test_an_unknown_key_like_no_other_is_refused_with_the_keys_there_are():
-    assert "known here: checkpoint_every_steps, ranks" in refusal("trainer.qqq=1")
+    assert "known here: checkpoint_every_steps, gradient_checkpointing" in refusal("trainer.qqq=1")
 
 
 def test_a_missing_key_is_named(tmp_path):

@@ -46,8 +46,10 @@ def test_only_zero_3_gathers_weights_and_never_more_than_the_model() -> None:
 def test_offloading_moves_optimiser_and_gradients_to_the_node() -> None:
     offloaded = make_config(trainer={"zero_stage": 3, "offload_optimiser": True})
     assert not {"gradients", "optimiser states"} & set(terms(offloaded))
-    # 12 bytes of states and 2·4 of gradients, over all four ranks.
+    # 12 bytes of states and 2·4 of gradients, over all four ranks; ZeRO-2 has 2 more for weights.
     assert computed(offloaded).host_bytes == 20 * P
+    second = make_config(trainer={"zero_stage": 2, "offload_optimiser": True})
+    assert computed(second).host_bytes == 22 * P
     first = terms(make_config(trainer={"zero_stage": 1, "offload_optimiser": True}))
     assert first["gradients"] == 6 * P  # ZeRO-1 sums the whole gradient on every GPU
 
@@ -60,8 +62,8 @@ def test_every_rank_starts_with_the_whole_model() -> None:
 
 def test_the_bucket_holds_the_largest_tensor_when_that_is_larger() -> None:
     # 152064·3584 = 544,997,376 elements of the embedding, more than 5e8.
-    assert terms(make_config())["gradient bucket"] == 4 * 5e8 + 6 * 544_997_376
-    assert terms(make_config(), SMALL)["gradient bucket"] == 4 * 5e8
+    assert terms(make_config())["gradient bucket"] == 2 * 5e8 + 6 * 544_997_376
+    assert terms(make_config(), SMALL)["gradient bucket"] == 2 * 5e8 + 4 * 3560
     one = make_config(trainer={"ranks": 1, "zero_stage": 1})
     assert "gradient bucket" not in terms(one)
 
@@ -77,7 +79,8 @@ def test_activations_with_and_without_checkpointing() -> None:
     again = terms(make_config(trainer={"gradient_checkpointing": True}))
     assert again["activations"] == tokens * (28 * 2 * 3584 + ends)
     assert again["one layer again"] == tokens * layer
-    assert again["their gradients"] == all_kept["their gradients"] == tokens * (6 * 18944 + 8 * 3584)
+    for found in (all_kept, again):
+        assert found["their gradients"] == tokens * (6 * 18944 + 8 * 3584)
 
 
 def test_logits_are_never_held_for_all_tokens() -> None:
@@ -86,9 +89,19 @@ def test_logits_are_never_held_for_all_tokens() -> None:
     assert terms(make_config(), SMALL)["logits chunk"] == 5 * 4 * 100 * 2000
 
 
-def test_the_reference_model_costs_only_where_there_is_a_kl_term() -> None:
-    assert "reference model" not in terms(make_config())
-    assert "reference model" in terms(make_config(algorithm={"kl_coefficient": 0.001}))
+@pytest.mark.parametrize(("stage", "held"), [(0, 2 * P), (2, 2 * P), (3, 2 * P / 4)])
+def test_the_reference_model_costs_only_where_there_is_a_kl_term(stage: int, held: float) -> None:
+    assert "reference model" not in terms(make_config(trainer={"zero_stage": stage}))
+    algorithm = make_config().algorithm.model_dump() | {"kl_coefficient": 0.001}
+    config = make_config(trainer={"zero_stage": stage}, algorithm=algorithm)
+    assert terms(config)["reference model"] == held
+
+
+def test_the_reference_model_is_loaded_whole_beside_the_policys_states() -> None:
+    algorithm = make_config().algorithm.model_dump() | {"kl_coefficient": 0.001}
+    config = make_config(trainer={"zero_stage": 3}, algorithm=algorithm)
+    states = 2 * P / 4 + 2e9 + 4 * P / 4 + 12 * P / 4
+    assert computed(config).loading_bytes == states + 2 * P + 2 * P / 4 + 1e9
 
 
 def kept_bytes(kind: str, layers: int, tokens: int) -> tuple[int, ModelShape]:
