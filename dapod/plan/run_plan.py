@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dapod.config import RunConfig
-from dapod.plan.advice import advice
+from dapod.plan.advice import Compute, advice
 from dapod.plan.assumptions import Assumptions
 from dapod.plan.hardware import Machines
 from dapod.plan.model_shape import ModelShape
@@ -94,7 +94,7 @@ def make_plan(
         refusals=tuple(
             said
             for said in (
-                "" if trainer.fits else _trainer_refusal(trainer, split, advice(config, compute)),
+                "" if trainer.fits else _trainer_refusal(config, trainer, split, compute),
                 "" if rollout.fits else _rollout_refusal(config, rollout, machines),
             )
             if said
@@ -103,19 +103,24 @@ def make_plan(
     )
 
 
-def _trainer_refusal(trainer: TrainerMemory, split: Split, what: str) -> str:
-    has = f"{trainer.capacity_bytes / GIB:.1f} GiB"
+def _trainer_refusal(
+    config: RunConfig, trainer: TrainerMemory, split: Split, compute: Compute
+) -> str:
+    has, also = f"{trainer.capacity_bytes / GIB:.1f} GiB", ""
     if split.shared:
         has += " (what rollout.gpu_memory_ratio leaves)"
-        what += ", or lower rollout.gpu_memory_ratio"
-    if trainer.bytes > trainer.capacity_bytes:
+        also = ", or lower rollout.gpu_memory_ratio"
+    if trainer.loading_bytes > trainer.capacity_bytes and config.trainer.zero_stage > 0:
+        # No setting changes it: DeepSpeed takes the whole model before it shares it out.
         return (
-            f"a trainer GPU needs {trainer.bytes / GIB:.1f} GiB and has {has}; the largest term "
-            f"is {trainer.largest.name} ({trainer.largest.bytes / GIB:.1f} GiB): {what}"
+            f"a trainer GPU must take the whole model at the start, "
+            f"{trainer.loading_bytes / GIB:.1f} GiB, and has {has}: choose GPUs with more memory "
+            f"or a smaller model{also}"
         )
     return (
-        f"a trainer GPU must take the whole model at the start, {trainer.loading_bytes / GIB:.1f} "
-        f"GiB, and has {has}: choose GPUs with more memory or a smaller model"
+        f"a trainer GPU needs {max(trainer.bytes, trainer.loading_bytes) / GIB:.1f} GiB and has "
+        f"{has}; the largest term is {trainer.largest.name} "
+        f"({trainer.largest.bytes / GIB:.1f} GiB): {advice(config, compute)}{also}"
     )
 
 

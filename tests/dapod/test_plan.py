@@ -89,9 +89,19 @@ def test_what_the_refusal_advises_is_enough() -> None:
 
 
 def test_where_no_setting_helps_it_says_so() -> None:
+    config = make_config(
+        sampling={"max_prompt_tokens": 100, "max_response_tokens": 100_000},
+        trainer=make_config().trainer.model_dump() | {"tokens_per_micro_batch": 110_000},
+    )
+    (refusal,) = planned(config, gpu="l40s").refusals
+    assert "even with trainer." in refusal and "choose GPUs with more memory" in refusal
+
+
+def test_a_model_that_no_gpu_can_take_whole_at_the_start_is_refused_as_that() -> None:
     config = make_config(rollout={"groups_in_flight": 1, "tensor_parallel": 4})
     (refusal,) = planned(config, THIRTY_TWO, gpu="a100-40g").refusals
-    assert "even with " in refusal and "choose GPUs with more memory" in refusal
+    assert "must take the whole model at the start" in refusal
+    assert "a smaller model" in refusal
 
 
 def test_an_engine_that_does_not_fit_says_what_to_raise() -> None:
