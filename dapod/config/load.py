@@ -24,18 +24,23 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises `ConfigError` with one sentence for each mistake.
     """
+    raw = read(path)
+    for override in overrides:
+        _apply(raw, override)
+    _resolve_paths(raw, path.resolve().parent)
+    return parse(raw, str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The TOML document as it stands, unchecked. `ConfigError` when it is none."""
     try:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     try:
-        raw = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for override in overrides:
-        _apply(raw, override)
-    _resolve_paths(raw, path.resolve().parent)
-    return parse(raw, str(path))
 
 
 def parse(raw: dict[str, Any], source: str) -> RunConfig:

@@ -198,6 +198,19 @@ def test_prompts_longer_than_the_limit(refused: Refused, config_file: Path) -> N
     assert "rows.jsonl line 1; longest: 5 tokens): raise it to 5, or set data.long" in sentence
 
 
+def test_every_value_of_a_config_is_shown_with_its_source(dapod, config_file: Path) -> None:
+    changes = ("--set", "algorithm.preset=grpo", "--set", "algorithm.clip_low = 0.1")
+    said = dapod("config", "show", config_file, *changes)
+    assert (said.status, said.err) == (0, "")
+    pairs = [line.split("#") for line in said.out.splitlines()]
+    shown = {value.strip(): source.strip() for value, source in pairs}
+    assert shown["algorithm.group_size = 4"] == str(config_file)
+    assert shown['algorithm.preset = "grpo"'] == shown["algorithm.clip_low = 0.1"] == "--set"
+    assert shown["algorithm.clip_high = 0.2"].startswith("preset grpo (GRPO eq. 3")
+    assert shown["algorithm.importance_weight_cap = 2.0"] == "default"
+    assert 'run.name = "tiny"' in shown and "buffer.queue_prompts = 64" in shown
+
+
 def begun(config_file: Path) -> RunDirectory:
     """A run directory as a start leaves it, outside `runs/`."""
     config = load(config_file)

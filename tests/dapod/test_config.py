@@ -32,7 +32,7 @@ def test_an_unknown_section_is_refused_with_the_nearest_right_one():
 
 
 def test_an_unknown_key_like_no_other_is_refused_with_the_keys_there_are():
-    assert "known here: checkpoint_every_steps, ranks" in refusal("trainer.qqq=1")
+    assert "known here: checkpoint_every_steps, gradient_checkpointing" in refusal("trainer.qqq=1")
 
 
 def test_a_missing_key_is_named(tmp_path):
@@ -62,6 +62,8 @@ def test_a_missing_file_and_broken_toml_are_one_sentence(tmp_path):
         ("algorithm.overlong_cache_tokens=16", "must be smaller than sampling.max_response_tokens"),
         ("algorithm.max_leases_per_step=4", "must be at least algorithm.prompts_per_step"),
         ("trainer.tokens_per_micro_batch=40", "must hold one rollout"),
+        ("algorithm.dual_clip=0.9", "must be above 1, or 0 to turn it off"),
+        ("algorithm.preset=ppo", "choose one of dapo, dapo_verl, grpo, dr_grpo"),
         ("data.template=no hole", "must contain {prompt}"),
         ("data.path=hub:nobody", "write it as hub:OWNER/NAME[@REVISION][/FILES]"),
         ("data.path=reasoning_gym:", "write it as reasoning_gym:DATASET"),
