@@ -61,7 +61,7 @@ def load_problems(config: RunConfig) -> Problems | None:
     if evaluation is None:
         return None
     with within("evaluation"):
-        prompts, rows = read_prompts(config, evaluation.data)
+        prompts, data_set = read_prompts(config, evaluation.data)
     sampling = evaluation.model_dump(include={"samples", "temperature", "top_p"})
-    text = f"{rows} {evaluation.data.verifier} {sampling} {config.evaluation_response_tokens}"
+    text = f"{data_set.digest()} {evaluation.data.verifier} {sampling} {config.evaluation_response_tokens}"
     return Problems(prompts, digest=hashlib.sha256(text.encode()).hexdigest()[:16])

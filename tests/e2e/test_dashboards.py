@@ -4,6 +4,7 @@ A real Prometheus with the shipped rules scrapes a short quickstart; every query
 is put to it as Grafana would.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,7 +24,8 @@ SERVICES = ("buffer", "reward", "rollout", "trainer")
 def prometheus(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LivePrometheus]:
     """After three steps of a run that goes on, and evaluates."""
     folder = tmp_path_factory.mktemp("dashboards")
-    (folder / "problems.jsonl").write_text('{"prompt": "What is 1 + 1?", "answer": "2"}\n' * 4)
+    problems = [json.dumps({"prompt": f"What is {n} + 1?", "answer": str(n + 1)}) for n in range(4)]
+    (folder / "problems.jsonl").write_text("\n".join(problems))
     settings = {
         "evaluation.every_steps": 2,
         "evaluation.data.path": folder / "problems.jsonl",
