@@ -63,5 +63,6 @@ def load_problems(config: RunConfig) -> Problems | None:
     with within("evaluation"):
         prompts, data_set = read_prompts(config, evaluation.data)
     sampling = evaluation.model_dump(include={"samples", "temperature", "top_p"})
-    text = f"{data_set.digest()} {evaluation.data.verifier} {sampling} {config.evaluation_response_tokens}"
+    longest = config.evaluation_response_tokens
+    text = f"{data_set.digest()} {evaluation.data.verifier} {sampling} {longest}"
     return Problems(prompts, digest=hashlib.sha256(text.encode()).hexdigest()[:16])

@@ -16,19 +16,17 @@ from typing import Any
 from dapod.config import ConfigError, RunConfig
 from dapod.ledger import LedgerEntry
 from dapod.types import Disposition, PolicyVersion, RunState
+from services.buffer import replies
 from services.buffer.prompts import Cursor, Prompts
 from services.buffer.records import (
     Committed,
     Counts,
-    EndedEvaluation,
     EvaluatedSubmission,
-    EvaluationCounts,
     Evaluations,
     Grant,
     LeaseId,
     NoPlan,
     Plan,
-    Planned,
     Resumed,
     ServerInfo,
     Submission,
@@ -84,7 +82,7 @@ class Store:
         return dataclasses.replace(rest, leases=first.leases + rest.leases)
 
     def _lease(self, worker: WorkerSeen, max_prompts: int) -> tuple[Grant, int, Cursor]:
-        args: dict[str, Any] = {**_worker_args(worker), "max_prompts": max_prompts}
+        args: dict[str, Any] = {**replies.worker_args(worker), "max_prompts": max_prompts}
         if worker.loaded is not None:
             args |= {"version": worker.loaded.number, "lineage": worker.loaded.lineage}
         state, refusal, number, lineage, queued, epoch, position, groups, problems = (
@@ -95,7 +93,7 @@ class Store:
         grant = Grant(
             leases=tuple(LeaseId(group_id=id_.decode(), attempt=attempt) for id_, attempt in pairs),
             state=RunState(state.decode()),
-            policy=_policy(number, lineage),
+            policy=replies.policy(number, lineage),
             refusal=refusal.decode(),
         )
         return grant, queued, Cursor(epoch=epoch, position=position)
@@ -115,12 +113,14 @@ class Store:
 
     def renew(self, worker: WorkerSeen, leases: Sequence[LeaseId]) -> list[LeaseId]:
         """Returns the leases that are no longer held."""
-        lost = self._scripts.call("renew", {**_worker_args(worker), **_lease_args(leases)})
+        lost = self._scripts.call(
+            "renew", {**replies.worker_args(worker), **replies.lease_args(leases)}
+        )
         return [leases[index - 1] for index in lost]
 
     def give_back(self, leases: Sequence[LeaseId]) -> int:
         """Requeues the prompts of those still held; returns how many."""
-        return int(self._scripts.call("give_back", _lease_args(leases)))
+        return int(self._scripts.call("give_back", replies.lease_args(leases)))
 
     def expire(self) -> None:
         """Requeues the prompts of leases that ran out. Most calls do so on their way."""
@@ -173,10 +173,12 @@ class Store:
 
     def evaluations(self, known: Sequence[PolicyVersion]) -> Evaluations:
         """Frees the results of `known` and returns those of one that is not."""
-        args = {"evaluated": _versions(known)}
+        args = {"evaluated": replies.versions(known)}
         left, waiting_for, *ended = self._scripts.call("evaluations", args)
         return Evaluations(
-            ended=_ended(ended) if ended else None, open=left, waiting_for=waiting_for.decode()
+            ended=replies.ended(ended) if ended else None,
+            open=left,
+            waiting_for=waiting_for.decode(),
         )
 
     def next_batch(self, step: int, lineage: str) -> Plan | NoPlan:
@@ -190,7 +192,7 @@ class Store:
         plan = Plan(
             step=step,
             digest=digest.decode(),
-            groups=tuple(_planned(flat[i : i + 5]) for i in range(0, len(flat), 5)),
+            groups=tuple(replies.planned(flat[i : i + 5]) for i in range(0, len(flat), 5)),
             new=word == b"cut",
         )
         if plan.new:
@@ -214,7 +216,7 @@ class Store:
         state, workers, stats, pinned = self._accepted("commit", args)
         return Committed(
             state=RunState(state.decode()),
-            workers=tuple(map(_worker, workers)),
+            workers=tuple(map(replies.worker, workers)),
             stats={name: float(value) for name, value in json.loads(stats).items()},
             pinned=tuple(
                 PolicyVersion(number=int(number), lineage=lineage.decode())
@@ -239,7 +241,7 @@ class Store:
             "step": policy.number,
             "lineage": policy.lineage,
             "ledger": entries,
-            "evaluated": _versions(evaluated),
+            "evaluated": replies.versions(evaluated),
         }
         replay, dissolved = self._accepted("resume", args)
         return Resumed(replay_steps=tuple(replay), dissolved_steps=tuple(dissolved))
@@ -258,21 +260,24 @@ class Store:
         return Counts(
             state=RunState(raw["state"]),
             end_reason=raw["end_reason"],
-            policy=_policy(meta.get("policy_number", ""), meta.get("policy_lineage", "")),
+            policy=replies.policy(meta.get("policy_number", ""), meta.get("policy_lineage", "")),
             checkpoint_step=int(meta.get("checkpoint_step", 0)),
             next_step=int(meta.get("next_step", 0)),
             epoch=int(meta.get("epoch", 0)),
             groups={name: int(count) for name, count in raw["cards"].items()},
             totals={
-                name: int(float(value)) for name, value in _with_prefix(meta, "total.").items()
+                name: int(float(value))
+                for name, value in replies.with_prefix(meta, "total.").items()
             },
-            stats={name: float(value) for name, value in _with_prefix(meta, "stat.").items()},
+            stats={
+                name: float(value) for name, value in replies.with_prefix(meta, "stat.").items()
+            },
             conservation_error=int(raw["conservation_error"]),
             faults=tuple(raw["faults"]),
             payload_bytes=int(raw["payload_bytes"]),
             capacity=int(raw["capacity"]),
-            workers=tuple(map(_worker, raw["workers"])),
-            evaluation=_evaluation(raw),
+            workers=tuple(map(replies.worker, raw["workers"])),
+            evaluation=replies.evaluation(raw),
         )
 
     def ping(self) -> None:
@@ -290,76 +295,3 @@ class Store:
             append_only_ok="err" not in states,
             delayed_fsyncs=int(disk.get("aof_delayed_fsync", 0)),
         )
-
-
-def _versions(policies: Sequence[PolicyVersion]) -> list[list[int | str]]:
-    return [[policy.number, policy.lineage] for policy in policies]
-
-
-def _ended(fields: Sequence[Any]) -> EndedEvaluation:
-    number, lineage, problems, reason, milliseconds, flat = fields
-    pairs = zip(flat[::2], flat[1::2], strict=True)
-    return EndedEvaluation(
-        policy=PolicyVersion(number=int(number), lineage=lineage.decode()),
-        problems=int(problems),
-        results=tuple(result for _, result in sorted(pairs, key=lambda pair: int(pair[0]))),
-        dropped_because=reason.decode(),
-        seconds=int(milliseconds) / 1000,
-    )
-
-
-def _evaluation(raw: dict[str, Any]) -> EvaluationCounts:
-    dropped = int(raw["meta"].get("total.evaluation_problems_dropped", 0))
-    return EvaluationCounts(
-        policy=_policy(*raw.get("evaluating", ("", ""))),
-        problems={**raw["evaluation_problems"], "dropped": dropped},
-        pods=raw["evaluation_pods"],
-        error=raw["evaluation_error"],
-    )
-
-
-def _policy(number: bytes | str, lineage: bytes | str) -> PolicyVersion | None:
-    if not lineage:
-        return None
-    text = lineage.decode() if isinstance(lineage, bytes) else lineage
-    return PolicyVersion(number=int(number), lineage=text)
-
-
-def _planned(fields: Sequence[bytes]) -> Planned:
-    group_id, version, prompt_tokens, lengths, sha256 = (field.decode() for field in fields)
-    return Planned(
-        group_id=group_id,
-        policy_number=int(version or 0),
-        prompt_tokens=int(prompt_tokens or 0),
-        response_tokens=tuple(map(int, lengths.split(","))) if lengths else (),
-        sha256=sha256,
-    )
-
-
-def _lease_args(leases: Sequence[LeaseId]) -> dict[str, Any]:
-    return {
-        "ids": [lease.group_id for lease in leases],
-        "attempts": [lease.attempt for lease in leases],
-    }
-
-
-def _worker_args(worker: WorkerSeen) -> dict[str, str]:
-    return {"worker_id": worker.worker_id, "worker": _worker_text(worker)}
-
-
-def _worker_text(worker: WorkerSeen) -> str:
-    versions = [[v.number, v.lineage] if v else None for v in (worker.loaded, worker.loading)]
-    return json.dumps([worker.worker_id, *versions])
-
-
-def _worker(text: bytes | str) -> WorkerSeen:
-    worker_id, loaded, loading = json.loads(text)
-    return WorkerSeen(
-        worker_id=worker_id,
-        loaded=PolicyVersion(number=loaded[0], lineage=loaded[1]) if loaded else None,
-        loading=PolicyVersion(number=loading[0], lineage=loading[1]) if loading else None,
-    )
-
-
-def _with_prefix(fields: dict[str, str], prefix: str) -> dict[str, str]:
-    return {name.removeprefix(prefix): v for name, v in fields.items() if name.startswith(prefix)}

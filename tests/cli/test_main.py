@@ -211,6 +211,19 @@ def test_every_value_of_a_config_is_shown_with_its_source(dapod, config_file: Pa
     assert 'run.name = "tiny"' in shown and "buffer.queue_prompts = 64" in shown
 
 
+def test_a_table_of_a_table_is_shown_too(dapod, config_file: Path) -> None:
+    changes = [
+        word
+        for key in ("every_steps=2", "data.path=rows.jsonl", "data.verifier=integer")
+        for word in ("--set", f"evaluation.{key}")
+    ]
+    said = dapod("config", "show", config_file, *changes)
+    assert (said.status, said.err) == (0, "")
+    shown = dict(map(str.strip, line.split("#")) for line in said.out.splitlines())
+    assert shown['evaluation.data.verifier = "integer"'] == "--set"
+    assert shown["evaluation.samples = 1"] == "default"
+
+
 def begun(config_file: Path) -> RunDirectory:
     """A run directory as a start leaves it, outside `runs/`."""
     config = load(config_file)

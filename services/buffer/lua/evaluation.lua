@@ -36,7 +36,8 @@ local function is_due(version) return E and (version % E.every_steps == 0 or ver
 
 -- Whether a version was evaluated, is being, or waits for its turn: of whatever lineage.
 local function is_known(version)
-  return redis.call('ZCOUNT', EVALUATIONS, version, version) + redis.call('ZCOUNT', EVALUATED, version, version) > 0
+  return redis.call('ZCOUNT', EVALUATIONS, version, version) > 0
+    or redis.call('ZCOUNT', EVALUATED, version, version) > 0
 end
 
 -- Adds the time since the last look if a pod held a lease of an evaluation then.
@@ -71,7 +72,8 @@ local function end_problem(label, problem, stays)
   note_evaluating()
   redis.call('ZREM', key .. ':queued', problem)
   if redis.call('ZREM', key .. ':leased', problem) == 1 then
-    release_seat(redis.call('HGET', key .. ':grants', problem .. '.worker') or '', stays and has_queued(label))
+    local worker = redis.call('HGET', key .. ':grants', problem .. '.worker')
+    release_seat(worker or '', stays and has_queued(label))
   end
   note_evaluating()
 end

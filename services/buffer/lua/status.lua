@@ -53,7 +53,8 @@ local places, lost = { queued = 0, leased = 0, done = 0 }, 0
 for _, label in ipairs(redis.call('ZRANGE', EVALUATIONS, 0, -1)) do
   local key = evaluation(label)
   local found = {
-    queued = redis.call('ZRANGE', key .. ':queued', 0, -1), leased = redis.call('ZRANGE', key .. ':leased', 0, -1),
+    queued = redis.call('ZRANGE', key .. ':queued', 0, -1),
+    leased = redis.call('ZRANGE', key .. ':leased', 0, -1),
     done = redis.call('HKEYS', key .. ':done'),
   }
   local times = {}
