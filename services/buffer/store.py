@@ -127,6 +127,7 @@ class Store:
             "id": submission.lease.group_id,
             "attempt": submission.lease.attempt,
             "disposition": submission.disposition.value,
+            "keep": submission.keep,
             "version": submission.policy.number,
             "lineage": submission.policy.lineage,
             "sha256": submission.sha256,
@@ -136,7 +137,7 @@ class Store:
             "reward_sum": repr(submission.reward_sum),
         }
         # Of a dropped group only the counts are kept: its payload need not travel.
-        payload = submission.payload if submission.disposition is Disposition.KEPT else b""
+        payload = submission.payload if submission.keep else b""
         word, *rest = (part.decode() for part in self._scripts.call("submit", args, payload))
         if word == "unknown":
             raise UnknownLease(f"lease_id: {submission.lease} was never granted")

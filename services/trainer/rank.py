@@ -22,6 +22,7 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import Phases
 from services.trainer.policy import Policy
 from services.trainer.ranks import TIMEOUT, Ranks
+from services.trainer.reference import load_reference
 from services.trainer.source import Source
 from services.trainer.steps import StepLog
 from services.trainer.stopped import Stopped
@@ -62,6 +63,7 @@ def _wire(service: Service, stub: BufferServiceStub) -> Trainer:
         updates=Updates(
             config=config,
             policy=policy,
+            reference=load_reference(config, ranks),
             ranks=ranks,
             phases=phases,
             metrics=metrics,

@@ -26,6 +26,7 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import Phases
 from services.trainer.policy import Policy
 from services.trainer.ranks import Ranks
+from services.trainer.reference import load_reference
 from services.trainer.steps import TrainedStep
 from services.trainer.updates import Updates
 
@@ -125,6 +126,7 @@ def train_step(
     updates = Updates(
         config=config,
         policy=policy,
+        reference=load_reference(config, ranks, dtype=dtype),
         ranks=ranks,
         phases=Phases(metrics),
         metrics=metrics,
@@ -160,7 +162,8 @@ def free_port() -> int:
 
 
 def described(step: TrainedStep) -> dict[str, float]:
-    return asdict(step)
+    """The numbers of a step; what was not measured has none."""
+    return {name: value for name, value in asdict(step).items() if value is not None}
 
 
 OF_THE_LIBRARIES = [
