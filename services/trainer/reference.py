@@ -12,6 +12,7 @@ from pathlib import Path
 
 import deepspeed
 import torch
+from deepspeed.ops import __compatible_ops__
 
 from dapod.config import RunConfig
 from services.trainer.batch import MicroBatch
@@ -25,6 +26,7 @@ class Reference:
     def __init__(
         self, config: RunConfig, ranks: Ranks, *, dtype: torch.dtype = torch.bfloat16
     ) -> None:
+        __compatible_ops__["deepspeed_shm_comm"] = False  # as in policy: no compiler
         module = ResponseLogProbs(
             load_model(Path(config.model.path), dtype), config.sampling.temperature
         )
