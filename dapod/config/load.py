@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from dapod.config.run_config import RunConfig
 from dapod.config.sections import Section
+from dapod.config.source import LocalSource, parse_source
 
 
 class ConfigError(ValueError):
@@ -71,7 +72,16 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
     for section in ("model", "data"):
         table = raw.get(section)
         if isinstance(table, dict) and isinstance(table.get("path"), str):
+            if section == "data" and not _is_local(table["path"]):
+                continue
             table["path"] = str((base / table["path"]).resolve())
+
+
+def _is_local(path: str) -> bool:
+    try:
+        return isinstance(parse_source(path), LocalSource)
+    except ValueError:
+        return False  # said where the table is checked
 
 
 def _sentence(detail: dict[str, Any]) -> str:

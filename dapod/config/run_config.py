@@ -112,8 +112,8 @@ class RunConfig(Section):
         learned["seed"] = self.run.seed
         # What a preset was called changes nothing; what it set stands among the values.
         del learned["algorithm"]["preset"]
-        for section in ("model", "data"):
-            # Where the files lie is the machine's business; moving them must not end a run.
-            learned[section]["path"] = Path(learned[section]["path"]).name
+        # Where the files lie is the machine's business; moving them must not end a run.
+        learned["model"]["path"] = Path(self.model.path).name
+        learned["data"]["path"] = self.data.source.identity
         text = json.dumps(learned, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dapod.config.presets import DEFAULT
+from dapod.config.source import ProceduralSource, Source, parse_source
 
 
 class Section(BaseModel):
@@ -31,20 +32,46 @@ class Model(Section):
 
 class Data(Section):
     path: str
-    """JSON lines, one prompt each. A relative path is looked up beside the config file."""
+    """JSON lines, parquet, `hub:OWNER/NAME[@REVISION][/FILES]` or `reasoning_gym:DATASET`
+    (docs/data.md). A relative path is looked up beside the config file."""
     prompt_column: str = "prompt"
+    """The question as text, or a list of chat messages. A dot leads into a column."""
     answer_column: str = "answer"
+    """The key the verifier judges by."""
     template: str = "{prompt}"
-    """The user's message; `{prompt}` stands for the prompt column."""
+    """The user's message; `{prompt}` stands for the question."""
     chat: bool = True
     """Whether the tokenizer's chat template is applied to the message."""
     verifier: str
     """A verifier of the reward service, by name."""
+    long_prompts: Literal["refuse", "filter"] = "refuse"
+    """What becomes of prompts longer than sampling.max_prompt_tokens."""
+    size: int = Field(default=0, ge=0)
+    """How many rows reasoning_gym generates."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """What reasoning_gym generates from: another seed, other rows."""
+
+    @property
+    def source(self) -> Source:
+        return parse_source(self.path)
 
     @model_validator(mode="after")
     def _template_names_the_prompt(self) -> Self:
         if "{prompt}" not in self.template:
             raise ValueError("data.template must contain {prompt}")
+        return self
+
+    @model_validator(mode="after")
+    def _only_generated_rows_have_a_size(self) -> Self:
+        if isinstance(self.source, ProceduralSource):
+            if not self.size:
+                raise ValueError(f"data.size is missing: how many rows of {self.path} to generate")
+            if self.verifier != self.path and not self.verifier.startswith("python:"):
+                raise ValueError(
+                    f'data.verifier = {self.verifier!r} cannot judge {self.path}: use "{self.path}"'
+                )
+        elif self.size or self.seed:
+            raise ValueError("data.size and data.seed are for data.path = reasoning_gym:… only")
         return self
 
 
@@ -129,9 +156,23 @@ class Trainer(Section):
     """DeepSpeed ZeRO stage."""
     tokens_per_micro_batch: int = Field(ge=1)
     """Token budget of one forward pass, prompt and padding included."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for backward and compute the layer again: longer responses fit,
+    and a step computes a third more."""
+    offload_optimiser: bool = False
+    """Keep master weights and moments in the CPU's memory and update there (ZeRO 1 to 3)."""
     checkpoint_every_steps: int = Field(ge=1)
     threads: int = Field(default=0, ge=0)
     """CPU threads of each rank; 0 leaves it to torch."""
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> Self:
+        if self.offload_optimiser and self.zero_stage == 0:
+            raise ValueError(
+                "trainer.offload_optimiser needs DeepSpeed ZeRO: set trainer.zero_stage to 1, 2 or "
+                "3, or trainer.offload_optimiser to false"
+            )
+        return self
 
 
 class RolloutEngine(Section):
