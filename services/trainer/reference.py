@@ -16,7 +16,8 @@ from deepspeed.ops import __compatible_ops__
 
 from dapod.config import RunConfig
 from services.trainer.batch import MicroBatch
-from services.trainer.policy import ResponseLogProbs, ask, load_model
+from services.trainer.logprobs import ResponseLogProbs
+from services.trainer.policy import ask, load_model
 from services.trainer.ranks import Ranks
 
 
