@@ -24,7 +24,7 @@ from services.trainer import batch as batches
 from services.trainer import cut as cuts
 from services.trainer.batch import MicroBatch
 from services.trainer.cut import Row
-from services.trainer.loss import Clipping, importance_weights, k3, policy_loss
+from services.trainer.loss import Clipping, TokenLoss, importance_weights, k3, policy_loss
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.normalise import Normaliser
 from services.trainer.phases import Phases
@@ -136,27 +136,16 @@ class Updates:
 
     def _train(self, micro_batch: MicroBatch, sums: Sums, first: bool, last: bool) -> None:
         """Forward, loss and backward of one micro-batch, of the first update or a later one."""
+        reference = None
         if self._reference:
             micro_batch, reference, _ = self._forward(self._reference, micro_batch, sums)
         batch, logprobs, entropies = self._forward(self._policy, micro_batch, sums)
-        now = logprobs.detach()
         if first:
             # Before the first update the policy is still the one of the start of the step.
-            _add_mismatch(sums, batch, now)
-        weights, old = batch.weights, batch.rollout_logprobs
-        if self._algorithm.old_logprobs == "recompute":
-            old = now if batch.old_logprobs is None else batch.old_logprobs
-            cap = self._algorithm.importance_weight_cap
-            weights = weights * importance_weights(old, batch.rollout_logprobs, cap)
-        result = policy_loss(
-            logprobs,
-            old_logprobs=old,
-            advantages=batch.advantages,
-            weights=weights,
-            clipping=self._clipping,
-        )
+            _add_mismatch(sums, batch, logprobs.detach())
+        result = self._policy_loss(batch, logprobs)
         loss, trained = result.loss, batch.weights > 0
-        if self._reference:
+        if reference is not None:
             kl = k3(logprobs, reference)
             loss = loss + self._algorithm.kl_coefficient * (batch.weights * kl).sum()
             sums.reference_kl += float(kl.detach()[trained].sum())
@@ -166,6 +155,21 @@ class Updates:
         sums.entropy += float(entropies[trained].sum())
         sums.clipped_low += result.clipped_low
         sums.clipped_high += result.clipped_high
+
+    def _policy_loss(self, batch: MicroBatch, logprobs: torch.Tensor) -> TokenLoss:
+        """With the old log-probs and importance weights that `old_logprobs` asks for."""
+        weights, old = batch.weights, batch.rollout_logprobs
+        if self._algorithm.old_logprobs == "recompute":
+            old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+            cap = self._algorithm.importance_weight_cap
+            weights = weights * importance_weights(old, batch.rollout_logprobs, cap)
+        return policy_loss(
+            logprobs,
+            old_logprobs=old,
+            advantages=batch.advantages,
+            weights=weights,
+            clipping=self._clipping,
+        )
 
     def _forward(
         self, model: Policy | Reference, batch: MicroBatch, sums: Sums
