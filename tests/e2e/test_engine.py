@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,19 @@ import pytest
 import pytest_asyncio
 
 from dapod import config as configuration
+from dapod.config import RunConfig
 from dapod.policy_store import PolicyCorrupt, PolicyStore
-from dapod.types import FinishReason, PolicyVersion
+from dapod.types import FinishReason, Group, PolicyVersion
+from dapod.v1.buffer_pb2 import PlannedGroup
 from services.rollout import settings
 from services.rollout.engine import EngineFailed, Output, RequestRefused, SamplingRequest
 from services.rollout.policies import PolicyReader, VerifiedPolicy
 from services.rollout.vllm_engine import VllmEngine
+from services.trainer import cut
+from services.trainer.batch import MicroBatch, assemble
+from services.trainer.policy import Policy
+from services.trainer.ranks import Ranks
+from tests.trainer.harness import one_rank
 
 pytestmark = [
     pytest.mark.e2e,
@@ -38,6 +45,10 @@ ROOT = Path(__file__).parents[2]
 V0 = PolicyVersion(number=0, lineage="aaa")
 V1 = PolicyVersion(number=1, lineage="aaa")
 V2 = PolicyVersion(number=2, lineage="aaa")
+V3 = PolicyVersion(number=3, lineage="aaa")
+MEAN_ERROR, LARGEST_ERROR = 0.06, 0.6
+"""Nats at temperature 1 between two programs that compute in bf16."""
+LEARNING_RATE = 3e-4
 QUESTION = "What is 7 + 5? Reply with only the number."
 
 
@@ -133,6 +144,13 @@ async def bench(model: Path, store: PolicyStore) -> AsyncIterator[Bench]:
         os.environ.update(environment)
 
 
+@pytest.fixture(scope="module")
+def ranks(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """The trainer's side of a comparison: this process, once the engine has one of its own."""
+    with one_rank(tmp_path_factory.mktemp("group")) as ranks:
+        yield ranks
+
+
 def _prompt(model: Path) -> np.ndarray:
     from transformers import AutoTokenizer
 
@@ -162,6 +180,45 @@ def _differences(
     return np.concatenate(differences)
 
 
+def _config(directory: Path, temperature: float) -> RunConfig:
+    """The quickstart's, for these weights at this temperature."""
+    return configuration.load(
+        ROOT / "configs" / "quickstart.toml",
+        [f'model.path="{directory}"', f"sampling.temperature={temperature}"],
+    )
+
+
+def _batch(prompt: np.ndarray, outputs: tuple[Output, ...]) -> MicroBatch:
+    """All outputs as one micro-batch of the trainer."""
+    group = Group(group_id="g", prompt_token_ids=prompt, rollouts=tuple(o.rollout for o in outputs))
+    lengths = [len(rollout.token_ids) for rollout in group.rollouts]
+    planned = PlannedGroup(group_id="g", prompt_tokens=len(prompt), response_tokens=lengths)
+    ((rows,),) = cut.cut([planned], ranks=1, tokens_per_micro_batch=10**6)
+    return assemble(rows, {"g": group}, {"g": [0.0] * len(lengths)}, {"g": 1.0})
+
+
+def _to_trainer(policy: Policy, prompt: np.ndarray, outputs: tuple[Output, ...]) -> np.ndarray:
+    """|engine's log-prob - trainer's in bf16| of every sampled token."""
+    import torch
+
+    batch = _batch(prompt, outputs)
+    with torch.no_grad():
+        logprobs, _ = policy.log_probs(batch)
+    return (logprobs - batch.rollout_logprobs).abs().numpy()
+
+
+def _greedy(policy: Policy, prompt: np.ndarray, output: Output) -> tuple[np.ndarray, np.ndarray]:
+    """The trainer's best token at every position of an output, and its lead over the second."""
+    import torch
+
+    response = output.rollout.token_ids
+    tokens = torch.tensor(np.concatenate([prompt, response])[None], dtype=torch.long)
+    with torch.no_grad():
+        logits = policy.module.model(tokens).logits[0, len(prompt) - 1 : -1].float()
+    two = logits.topk(2, dim=-1)
+    return two.indices[:, 0].numpy(), (two.values[:, 0] - two.values[:, 1]).numpy()
+
+
 async def test_log_probs_are_those_of_the_sampled_distribution(bench: Bench) -> None:
     outputs = await bench.sample()
     differences = _differences(bench.store.path(V0), bench.prompt, outputs)
@@ -170,11 +227,23 @@ async def test_log_probs_are_those_of_the_sampled_distribution(bench: Bench) -> 
     assert differences.max() < 0.6
 
 
-async def test_at_another_temperature_the_log_probs_are_of_the_scaled_logits(bench: Bench) -> None:
-    outputs = await bench.sample(temperature=0.6)
-    differences = _differences(bench.store.path(V0), bench.prompt, outputs, 0.6)
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+async def test_at_another_temperature_engine_and_trainer_agree_on_the_log_probs(
+    bench: Bench, ranks: Ranks, temperature: float
+) -> None:
+    outputs = await bench.sample(temperature=temperature)
+    policy = Policy(_config(bench.store.path(V0), temperature), ranks)
+    differences = _to_trainer(policy, bench.prompt, outputs)
+    exact = _differences(bench.store.path(V0), bench.prompt, outputs, temperature)
+    print(
+        f"T={temperature}: {len(differences)} tokens, engine to trainer mean "
+        f"{differences.mean():.4f} max {differences.max():.3f}, engine to float32 mean "
+        f"{exact.mean():.4f} max {exact.max():.3f}"
+    )
+    assert differences.mean() < MEAN_ERROR / temperature
+    assert differences.max() < LARGEST_ERROR / temperature
+    # Log-probs of the raw logits, vLLM's default, would be further off than any rounding.
     raw = _differences(bench.store.path(V0), bench.prompt, outputs, 1.0)
-    assert differences.mean() < 0.08
     assert raw.mean() > 2 * differences.mean()
 
 
@@ -268,6 +337,42 @@ async def test_a_load_waits_for_running_requests_and_then_samples_from_the_new_w
     print(f"after the load: mean {new.mean():.4f} to the new weights, {old.mean():.2f} to the old")
     assert new.mean() < 0.06
     assert old.mean() > 0.5
+
+
+async def test_the_engine_follows_what_the_trainer_learned_and_published(
+    bench: Bench, ranks: Ranks
+) -> None:
+    """A real update, published as the trainer does, compared with the trainer's own weights."""
+    await bench.engine.load(await bench.reader.verify(V0))
+    temperature = 0.7
+    outputs = await bench.sample(temperature)
+    policy = Policy(_config(bench.store.path(V0), temperature), ranks)
+    batch = _batch(bench.prompt, outputs)
+    before = policy.log_probs(batch)[0]
+    policy.backward(before.mean(), last=True)  # makes what was sampled less likely
+    policy.update(LEARNING_RATE)
+    bench.store.publish(V3, policy.write)
+
+    moved = _to_trainer(policy, bench.prompt, outputs)
+    await bench.engine.load(await bench.reader.verify(V3))
+    outputs = await bench.sample(temperature)
+    assert {s.policy for o in outputs for s in o.rollout.policy_spans} == {V3}
+    new = _to_trainer(policy, bench.prompt, outputs)
+    old = _differences(bench.store.path(V0), bench.prompt, outputs, temperature)
+    print(
+        f"one update moved the log-probs by {moved.mean():.2f}; after the load: mean "
+        f"{new.mean():.4f} max {new.max():.3f} to the trainer, {old.mean():.2f} to the old weights"
+    )
+    assert moved.mean() > 0.5 and old.mean() > 0.5
+    assert new.mean() < MEAN_ERROR / temperature
+    assert new.max() < LARGEST_ERROR / temperature
+
+    (greedy,) = await bench.sample(temperature=0.0, rollouts=1)
+    best, margin = _greedy(policy, bench.prompt, greedy)
+    sure = margin > 2 * LARGEST_ERROR
+    print(f"greedy: {sure.sum()} of {len(sure)} tokens have a margin")
+    assert sure.any()
+    assert (greedy.rollout.token_ids == best)[sure].all()
 
 
 async def test_a_load_that_fails_half_way_leaves_an_engine_that_samples_no_more(
