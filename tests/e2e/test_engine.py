@@ -28,6 +28,7 @@ from services.rollout.vllm_engine import VllmEngine
 from tests.e2e.real_engine import (
     LARGEST_ERROR,
     MEAN_ERROR,
+    MEAN_ERROR_OF_TWO,
     Bench,
     differences_to_transformers,
     halve_the_norm,
@@ -176,8 +177,9 @@ async def test_at_another_temperature_engine_and_trainer_agree_on_the_log_probs(
         f"{differences.mean():.4f} max {differences.max():.3f}, engine to float32 mean "
         f"{exact.mean():.4f} max {exact.max():.3f}"
     )
-    assert differences.mean() < MEAN_ERROR / temperature
-    assert differences.max() < LARGEST_ERROR / temperature
+    # A low temperature makes differences between logits larger, rounding included.
+    assert differences.mean() < MEAN_ERROR_OF_TWO / min(temperature, 1.0)
+    assert differences.max() < LARGEST_ERROR / min(temperature, 1.0)
     # Log-probs of the raw logits, vLLM's default, would be further off than any rounding.
     raw = differences_to_transformers(bench.store.path(V0), bench.prompt, outputs, 1.0)
     assert raw.mean() > 2 * differences.mean()
@@ -302,7 +304,7 @@ async def test_the_engine_follows_what_the_trainer_learned_and_published(
         f"{new.mean():.4f} max {new.max():.3f} to the trainer, {old.mean():.2f} to the old weights"
     )
     assert moved.mean() > 0.5 and old.mean() > 0.5
-    assert new.mean() < MEAN_ERROR / temperature
+    assert new.mean() < MEAN_ERROR_OF_TWO / temperature
     assert new.max() < LARGEST_ERROR / temperature
 
     (greedy,) = await bench.sample(temperature=0.0, rollouts=1)
