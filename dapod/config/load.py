@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from dapod.config.run_config import RunConfig
 from dapod.config.sections import Section
+from dapod.config.source import LocalSource, parse_source
 
 
 class ConfigError(ValueError):
@@ -23,18 +24,23 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises `ConfigError` with one sentence for each mistake.
     """
+    raw = read(path)
+    for override in overrides:
+        _apply(raw, override)
+    _resolve_paths(raw, path.resolve().parent)
+    return parse(raw, str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The TOML document as it stands, unchecked. `ConfigError` when it is none."""
     try:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     try:
-        raw = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for override in overrides:
-        _apply(raw, override)
-    _resolve_paths(raw, path.resolve().parent)
-    return parse(raw, str(path))
 
 
 def parse(raw: dict[str, Any], source: str) -> RunConfig:
@@ -66,7 +72,16 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
     for section in ("model", "data"):
         table = raw.get(section)
         if isinstance(table, dict) and isinstance(table.get("path"), str):
+            if section == "data" and not _is_local(table["path"]):
+                continue
             table["path"] = str((base / table["path"]).resolve())
+
+
+def _is_local(path: str) -> bool:
+    try:
+        return isinstance(parse_source(path), LocalSource)
+    except ValueError:
+        return False  # said where the table is checked
 
 
 def _sentence(detail: dict[str, Any]) -> str:
