@@ -20,10 +20,11 @@ from dapod.config import RunConfig
 from dapod.types import Group
 from dapod.v1.buffer_pb2 import BatchPlan
 from services.trainer.cut import SHARED_ROW_TOKENS, Row, cut, updates
+from services.trainer.logprobs import LOGITS_BYTES
 from services.trainer.ranks import Ranks
 from services.trainer.reference import Reference
 from tests.trainer.doubles import make_group, make_plan
-from tests.trainer.harness import Trained, make_config, train_step
+from tests.trainer.harness import RecordingPolicy, Trained, make_config, train_step
 
 LENGTHS = ([1, 60, 3, 9], [40, 2, 2, 33], [5, 5, 5, 5], [64, 1, 17, 30])
 CORRECT = (
@@ -64,6 +65,9 @@ class Layout:
     shared_row_tokens: int = SHARED_ROW_TOKENS
     """0 gives every rollout a row of its own."""
     zero_stage: int = 2
+    logits_bytes: int = LOGITS_BYTES
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    """More keys of the config's section."""
     seed: int | None = None
     """Shuffles the groups of each update and each rank's rows over its micro-batches."""
     shuffles: random.Random = field(init=False)
@@ -88,6 +92,7 @@ def case_config(model: Path, algorithm: Mapping[str, Any], layout: Layout) -> Ru
         trainer={
             "zero_stage": layout.zero_stage,
             "tokens_per_micro_batch": layout.tokens_per_micro_batch,
+            **layout.trainer,
         },
     )
 
@@ -106,7 +111,15 @@ def train_case(
         elsewhere = case_config(other_model, algorithm, layout)
         reference = Reference(elsewhere, ranks, dtype=torch.float32)
     return train_step(
-        config, ranks, plan, groups, reference=reference, cut=_cut(plan, ranks, layout)
+        config,
+        ranks,
+        plan,
+        groups,
+        policy=RecordingPolicy(
+            config, ranks, dtype=torch.float32, logits_bytes=layout.logits_bytes
+        ),
+        reference=reference,
+        cut=_cut(plan, ranks, layout),
     )
 
 

@@ -3,7 +3,8 @@
 torchrun --nproc-per-node 2 -m tests.trainer.gradient_rank MODEL OTHER_MODEL OUTPUT
 
 With two ranks the cases go round the ZeRO stages so that each normaliser and each overlong filter
-meets each stage, shuffled, with shared rows in every other case.
+meets each stage, shuffled, with and without shared rows, and each stage is trained both plainly and
+with everything for long sequences.
 """
 
 import sys
@@ -14,17 +15,22 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from services.trainer.cut import SHARED_ROW_TOKENS
+from services.trainer.logprobs import LOGITS_BYTES
 from services.trainer.ranks import Ranks
 from tests.trainer.gradient_cases import CASES, FILTERS, Layout, train_case
-from tests.trainer.harness import described
+from tests.trainer.harness import VOCABULARY, described
 
 
 def layout_of(number: int) -> Layout:
-    normaliser, overlong_filter = divmod(number, len(FILTERS))
+    turn = sum(divmod(number, len(FILTERS)))
+    zero_stage, long = 1 + turn % 3, turn % 2 == 1
     return Layout(
-        zero_stage=1 + (normaliser + overlong_filter) % 3,
-        shared_row_tokens=(SHARED_ROW_TOKENS, 0)[number % 2],
+        zero_stage=zero_stage,
+        shared_row_tokens=(SHARED_ROW_TOKENS, 0)[number // 2 % 2],
         tokens_per_micro_batch=(81, 128, 4096)[number % 3],
+        # Seven tokens in a chunk: two ranks have different numbers of chunks.
+        logits_bytes=7 * 4 * VOCABULARY if long else LOGITS_BYTES,
+        trainer={"gradient_checkpointing": long, "offload_optimiser": long and zero_stage == 2},
         seed=number,
     )
 
