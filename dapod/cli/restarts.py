@@ -29,6 +29,11 @@ class RestartBudget:
         return pause
 
     @property
+    def refusal(self) -> str:
+        """Why there is no other restart, after "it ended"."""
+        return f"again after {MAX_RESTARTS} restarts in ten minutes"
+
+    @property
     def recent(self) -> int:
         """Restarts granted within the window, as of the last grant."""
         return len(self._granted)

@@ -1,4 +1,4 @@
-"""A TOML file and `--set` overrides -> a checked `RunConfig`, or one sentence for each mistake."""
+"""A TOML file and `--set` overrides -> a checked config, or one sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from dapod.config.run_config import RunConfig
 from dapod.config.sections import Section
+
+Kind = TypeVar("Kind", bound=Section)
+"""A whole file's type: `RunConfig` or another root."""
 
 
 class ConfigError(ValueError):
@@ -23,30 +26,41 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises `ConfigError` with one sentence for each mistake.
     """
+    raw = read(path)
+    for override in overrides:
+        apply(raw, override)
+    resolve_paths(raw, path.resolve().parent)
+    return parse(raw, str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The TOML document as it stands, unchecked. `ConfigError` when it is none."""
     try:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     try:
-        raw = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for override in overrides:
-        _apply(raw, override)
-    _resolve_paths(raw, path.resolve().parent)
-    return parse(raw, str(path))
 
 
 def parse(raw: dict[str, Any], source: str) -> RunConfig:
     """Checks a parsed TOML document; `source` stands in error messages."""
+    return parse_as(RunConfig, raw, source)
+
+
+def parse_as(kind: type[Kind], raw: dict[str, Any], source: str) -> Kind:
+    """The same for a file of another kind."""
     try:
-        return RunConfig.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        lines = [_sentence(dict(detail)) for detail in error.errors()]
+        lines = [_sentence(kind, dict(detail)) for detail in error.errors()]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from error
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply(raw: dict[str, Any], override: str) -> None:
+    """Changes one setting of the document, written as `section.key=value`."""
     key, separator, value = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not separator or not dot or not name:
@@ -61,7 +75,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     table[name] = parsed
 
 
-def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
+def resolve_paths(raw: dict[str, Any], base: Path) -> None:
     """A relative model or data path means beside the config file, wherever one stands."""
     for section in ("model", "data"):
         table = raw.get(section)
@@ -69,10 +83,10 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
             table["path"] = str((base / table["path"]).resolve())
 
 
-def _sentence(detail: dict[str, Any]) -> str:
+def _sentence(kind: type[Section], detail: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {where}{_nearest(detail['loc'])}"
+        return f"unknown key {where}{_nearest(kind, detail['loc'])}"
     if detail["type"] == "missing":
         return f"{where} is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
@@ -81,8 +95,8 @@ def _sentence(detail: dict[str, Any]) -> str:
     return f"{where} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _nearest(location: tuple[Any, ...]) -> str:
-    known = RunConfig.model_fields
+def _nearest(kind: type[Section], location: tuple[Any, ...]) -> str:
+    known = kind.model_fields
     if len(location) > 1:
         section = known[str(location[0])].annotation
         assert isinstance(section, type) and issubclass(section, Section)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from dapod.config import ConfigError, RunConfig
 from dapod.dataset import Row, read_rows
+from dapod.prompt_tokens import PromptTokenizer
 from dapod.types import TokenIds
-from services.buffer.tokens import PromptTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from dapod.config import ConfigError
+from dapod.prompt_tokens import PromptTokenizer
 from services.buffer.prompts import Cursor, load_prompts
-from services.buffer.tokens import PromptTokenizer
 from tests.buffer.world import World, make_config, make_prompts, repository
 
 MODEL = repository() / "models" / "smollm2-135m-instruct"
