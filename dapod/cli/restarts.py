@@ -4,6 +4,8 @@ At most `MAX_RESTARTS` in any `WINDOW_SECONDS`; the pause before a restart doubl
 one.
 """
 
+from collections.abc import Callable
+
 MAX_RESTARTS = 5
 WINDOW_SECONDS = 600.0
 FIRST_PAUSE_SECONDS = 0.5
@@ -37,3 +39,18 @@ class RestartBudget:
     def recent(self) -> int:
         """Restarts granted within the window, as of the last grant."""
         return len(self._granted)
+
+
+class OnceReady(RestartBudget):
+    """None before `ready` says that the service has ever worked: it would fail the same way."""
+
+    def __init__(self, ready: Callable[[], bool]) -> None:
+        super().__init__()
+        self._ready = ready
+
+    def grant(self, now: float) -> float | None:
+        return super().grant(now) if self._ready() else None
+
+    @property
+    def refusal(self) -> str:
+        return super().refusal if self._ready() else "before it was ready"

@@ -62,18 +62,18 @@ class EvalConfig(Section):
                 "sampling.temperature = 0 gives the same answer every time: "
                 "set evaluation.samples = 1"
             )
-        if samples * (8 * self.sampling.max_response_tokens + 256) > MAX_GROUP_BYTES:
-            raise ValueError(
-                f"{samples} answers of {self.sampling.max_response_tokens} tokens are more than "
-                f"one message carries ({MAX_GROUP_BYTES >> 20} MiB): lower evaluation.samples or "
-                f"sampling.max_response_tokens"
-            )
         return self
 
     @property
     def pass_at(self) -> list[int]:
         """Each k of pass@k, in order."""
         return sorted(set(self.evaluation.pass_at or (self.evaluation.samples,)))
+
+    @property
+    def answers_per_call(self) -> int:
+        """Most answers that one message carries: ids, log-probs and text of a token in 16 bytes."""
+        fit = MAX_GROUP_BYTES // (16 * self.sampling.max_response_tokens + 256)
+        return min(self.evaluation.samples, max(1, fit))
 
     def as_run(self, *, max_prompt_tokens: int) -> RunConfig:
         """What the services are started with, who know runs only.
@@ -92,7 +92,7 @@ class EvalConfig(Section):
                     "max_response_tokens": self.sampling.max_response_tokens,
                 },
                 "algorithm": {
-                    "group_size": max(2, self.evaluation.samples),
+                    "group_size": max(2, self.answers_per_call),
                     "prompts_per_step": 1,
                     "prompts_per_update": 1,
                     "overlong_cache_tokens": 0,
