@@ -36,6 +36,11 @@ class EvalSampling(Section):
     """Unlike in training it may be below 1: nothing is learned from these answers."""
 
 
+class EvalEngine(RolloutEngine):
+    groups_in_flight: int = Field(default=8, ge=1)
+    """Problems at a time, each with all its answers."""
+
+
 class EvalConfig(Section):
     """The whole file."""
 
@@ -44,8 +49,7 @@ class EvalConfig(Section):
     """`path` may also be a run directory: its newest policy."""
     data: Data
     sampling: EvalSampling
-    rollout: RolloutEngine = RolloutEngine(groups_in_flight=8)
-    """`groups_in_flight` problems at a time, each with all its answers."""
+    rollout: EvalEngine = EvalEngine()
     reward: Reward = Reward()
 
     @model_validator(mode="after")
@@ -100,7 +104,7 @@ class EvalConfig(Section):
                 },
                 "optimiser": {"learning_rate": 1.0},
                 "trainer": {"tokens_per_micro_batch": tokens, "checkpoint_every_steps": 1},
-                "rollout": self.rollout,
+                "rollout": self.rollout.model_dump(),
                 "reward": self.reward,
             }
         )

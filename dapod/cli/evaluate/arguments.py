@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dapod.cli.evaluate.request import Flags
 
 DESCRIPTION = """\
 Samples K answers to each problem of a data set, has them judged, and says avg@K, pass@k and maj@K
@@ -63,23 +67,26 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_evaluate)
 
 
-def _evaluate(chosen: argparse.Namespace) -> int:
-    # Imported late: --help and a wrong argument need none of it.
-    from dapod.cli.evaluate.command import evaluate
+def flags(chosen: argparse.Namespace) -> Flags:
+    """The parsed command line; `overrides` are its --set."""
     from dapod.cli.evaluate.request import Flags
 
     given = vars(chosen)
     settings = {key: given[key] for key, _, _ in SETTINGS.values() if given[key] is not None}
     if chosen.pass_at is not None:
         settings["evaluation.pass_at"] = f"[{chosen.pass_at}]"
-    return evaluate(
-        Flags(
-            config=chosen.config,
-            model=chosen.model,
-            data=chosen.data,
-            out=chosen.out,
-            settings=settings,
-            overrides=chosen.overrides,
-        ),
-        sys.argv[2:],
+    return Flags(
+        config=chosen.config,
+        model=chosen.model,
+        data=chosen.data,
+        out=chosen.out,
+        settings=settings,
+        overrides=chosen.overrides,
     )
+
+
+def _evaluate(chosen: argparse.Namespace) -> int:
+    # Imported late: --help and a wrong argument need none of it.
+    from dapod.cli.evaluate.command import evaluate
+
+    return evaluate(flags(chosen), sys.argv[2:])

@@ -23,7 +23,7 @@ from dapod.cli.evaluate.problems import Problems, read_problems
 from dapod.cli.evaluate.record import ProblemRecord
 from dapod.cli.evaluate.request import Flags, Request, read
 from dapod.cli.evaluate.runner import EvaluationRunner, RunnerParts
-from dapod.cli.evaluate.services import services
+from dapod.cli.evaluate.services import MODULES, services
 from dapod.cli.evaluate.tally import Tally
 from dapod.cli.fleet import ServiceSpec
 from dapod.cli.lock import locked
@@ -36,10 +36,10 @@ _BYTES_PER_TOKEN = 8
 """Of a kept response, at most: text as JSON."""
 
 
-def evaluate(flags: Flags, arguments: Sequence[str]) -> int:
+def evaluate(flags: Flags, arguments: Sequence[str], modules: Mapping[str, str] = MODULES) -> int:
     """Returns the exit status. Raises `ConfigError` for what the user must change.
 
-    `arguments` are the command line's: the same ones go on with it.
+    `arguments` are the command line's: the same ones go on with it. `modules` is what it starts.
     """
     request = read(flags)
     problems = read_problems(request.config, request.model)
@@ -51,7 +51,8 @@ def evaluate(flags: Flags, arguments: Sequence[str]) -> int:
     with locked(output.path, "evaluate") as lock:
         records = output.open(_about(request))
         _log_to(output.logs / "evaluate.log")
-        status = _ask(request, problems, output, records, lock, arguments)
+        specs = _specs(request, problems, output, len(records), modules)
+        status = _ask(request, problems, output, records, specs, lock, arguments)
     if status:
         return status
     tally = _tally(request, output.records())
@@ -66,6 +67,7 @@ def _ask(
     problems: Problems,
     output: Output,
     records: Sequence[ProblemRecord],
+    specs: Sequence[ServiceSpec],
     lock: int,
     arguments: Sequence[str],
 ) -> int:
@@ -75,7 +77,6 @@ def _ask(
     if not left:
         print(f"all {len(done)} problems of {output.path} were finished before: nothing to ask")
         return 0
-    specs = _specs(request, problems, output, len(done))
     addresses = {spec.name: f"{HOST}:{spec.grpc_port}" for spec in specs}
     shown = screen.for_stdout()
     progress = ServiceProgress(shown)
@@ -120,11 +121,14 @@ def _tally(request: Request, records: Sequence[ProblemRecord]) -> Tally:
     return Tally(records=records, samples=config.evaluation.samples, pass_at=config.pass_at)
 
 
-def _specs(request: Request, problems: Problems, output: Output, done: int) -> list[ServiceSpec]:
+def _specs(
+    request: Request, problems: Problems, output: Output, done: int, modules: Mapping[str, str]
+) -> list[ServiceSpec]:
     """Writes down what the services are told."""
     run = request.config.as_run(max_prompt_tokens=problems.max_prompt_tokens)
     output.services_config.write_text(tomli_w.dumps(run.model_dump(mode="json")))
     return services(
+        modules,
         config_file=output.services_config,
         run_dir=output.path,
         # The engine's seed follows from it: going on must not draw the first numbers again.

@@ -101,7 +101,7 @@ class ProblemRecord:
             judged=scored.judged,
             correct=scored.correct,
             majority=scored.majority,
-            outcomes=Counter(verdict.outcome.value for verdict in verdicts),
+            outcomes=dict(Counter(verdict.outcome.value for verdict in verdicts)),
             extracted=extracted.most_common(),
             tokens=sum(tokens),
             tokens_mean=round(statistics.fmean(tokens), 2),
@@ -112,7 +112,8 @@ class ProblemRecord:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        return cls(**raw)
+        extracted = [(str(text), int(count)) for text, count in raw["extracted"]]
+        return cls(**{**raw, "extracted": extracted})
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

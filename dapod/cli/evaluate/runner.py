@@ -151,10 +151,10 @@ class EvaluationRunner:
         )
 
     def _end(self, asker: Asker, threads: ThreadPoolExecutor) -> None:
+        # The calls end first: gRPC complains on stderr of a server that goes before they have.
         self._stop.set()
         asker.close()
-        threads.shutdown(wait=False, cancel_futures=True)
+        threads.shutdown(wait=True, cancel_futures=True)
         gone = self._supervisor.stop(hurry=lambda: self._signals.hurry)
         if not gone:
             self._parts.progress.say("some processes of this evaluation could not be killed")
-        threads.shutdown(wait=True)

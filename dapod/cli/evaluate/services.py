@@ -11,13 +11,19 @@ from dapod.cli.guard import python_path
 from dapod.cli.ports import HOST, free_ports
 
 MODULES = {"reward": "services.reward", "engine": "services.rollout.serve"}
+"""Python modules by name."""
 
 
 def services(
-    *, config_file: Path, run_dir: Path, worker_id: str, environment: Mapping[str, str]
+    modules: Mapping[str, str],
+    *,
+    config_file: Path,
+    run_dir: Path,
+    worker_id: str,
+    environment: Mapping[str, str],
 ) -> list[ServiceSpec]:
     """In starting order. Raises `ConfigError` for a port in use."""
-    names = list(MODULES)
+    names = list(modules)
     free = iter(free_ports(2 * len(names)))
     grpc = ports("DAPOD_GRPC_PORT", names, environment, free)
     ops = ports("DAPOD_OPS_PORT", names, environment, free)
@@ -43,5 +49,5 @@ def services(
             ops_port=ops[name],
             grpc_port=grpc[name],
         )
-        for name, module in MODULES.items()
+        for name, module in modules.items()
     ]
