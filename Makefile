@@ -10,6 +10,9 @@ E2E_TESTS := tests/e2e tests/chaos
 UNIT_TESTS := $(filter-out $(E2E_TESTS) tests/gpu tests/__pycache__, \
 	$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
 
+# The unit tests on all cores (four are enough); a file's tests share its fixtures, so stay together.
+UNIT := -n logical --maxprocesses 4 --dist loadfile $(UNIT_TESTS)
+
 # Never two at a time: lint before tests is the point, and the machine may be small.
 .NOTPARALLEL:
 .PHONY: help setup model demo test lint unit e2e bench bench-reward proto generated clean
@@ -27,7 +30,8 @@ demo: model ## train a small real model with DAPO, through all the services
 	@$(BIN)/dapod run $(QUICKSTART)
 
 test: lint model ## the gate: lint, then every test, end to end last
-	@$(BIN)/python -m pytest $(UNIT_TESTS) $(E2E_TESTS)
+	@$(BIN)/python -m pytest $(UNIT)
+	@$(BIN)/python -m pytest $(E2E_TESTS)
 
 lint: setup ## ruff, mypy --strict, buf lint
 	@$(BIN)/ruff check .
@@ -35,8 +39,8 @@ lint: setup ## ruff, mypy --strict, buf lint
 	@$(BIN)/mypy
 	@$(BIN)/buf lint proto
 
-unit: setup ## the unit tests, seconds
-	@$(BIN)/python -m pytest $(UNIT_TESTS)
+unit: setup ## the unit tests, a minute or two
+	@$(BIN)/python -m pytest $(UNIT)
 
 e2e: model ## the end-to-end tests with real vLLM and real DeepSpeed, minutes
 	@$(BIN)/python -m pytest $(E2E_TESTS)

@@ -20,10 +20,10 @@ from tests.e2e.live_run import End, LiveRun, read_rows
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
-STEPS = 10
-CHECKPOINT_EVERY = 4
+STEPS = 8
+CHECKPOINT_EVERY = 3
 KILLED_IN_TURN = ("valkey", "buffer", "reward", "rollout")
-LAST_BEFORE_THE_TRAINER_DIES = 6
+LAST_BEFORE_THE_TRAINER_DIES = 4
 SMALL = {
     "algorithm.group_size": 4,
     "algorithm.prompts_per_step": 4,
