@@ -9,7 +9,6 @@ aborted, engine ended, exit 0.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -66,8 +65,7 @@ async def answer(service: Service, engine: Engine) -> None:
         service.health.waiting("stopping")
         for task in (working, stopping):
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(working, stopping, return_exceptions=True)
         await listening.stop(grace=0)
 
 
