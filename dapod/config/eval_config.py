@@ -58,8 +58,8 @@ class EvalConfig(Section):
         impossible = [k for k in self.evaluation.pass_at if not 1 <= k <= samples]
         if impossible:
             raise ValueError(
-                f"evaluation.pass_at: pass@{impossible[0]} needs from 1 to evaluation.samples = "
-                f"{samples} answers to each problem"
+                f"evaluation.pass_at: pass@{impossible[0]} cannot be had of evaluation.samples = "
+                f"{samples} answers to each problem: 1 to {samples} can"
             )
         if self.sampling.temperature == 0.0 and samples > 1:
             raise ValueError(

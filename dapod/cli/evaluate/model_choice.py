@@ -38,14 +38,13 @@ def choose(path: Path) -> ChosenModel:
     """Raises `ConfigError` when there is no model."""
     if not path.is_dir():
         raise ConfigError(
-            f"--model {path}: there is no such directory (the quickstart's model: "
-            f"dapod model fetch)"
+            f"there is no model: no directory {path} (the quickstart's model: dapod model fetch)"
         )
     # A link like policies/v12 may point elsewhere tomorrow.
     directory = (_policy(path) if is_run(path) else path).resolve()
     if not (directory / "config.json").is_file():
         raise ConfigError(
-            f"--model {path} is neither a run directory (no run.json) nor a model (no config.json)"
+            f"{path} is neither a run directory (no run.json) nor a model (no config.json)"
         )
     check_files(directory)
     return ChosenModel(
@@ -56,9 +55,7 @@ def choose(path: Path) -> ChosenModel:
 def _policy(run: Path) -> Path:
     newest = newest_policy(run)
     if newest is None:
-        raise ConfigError(
-            f"--model {run}: the run has published no policy yet (policies/ is empty)"
-        )
+        raise ConfigError(f"the run {run} has published no policy yet: {run / 'policies'} is empty")
     return Path(newest)
 
 

@@ -53,6 +53,7 @@ def read(flags: Flags) -> Request:
     """Raises `ConfigError` for the first thing that cannot work."""
     raw, source, base = _base(flags)
     if flags.model is not None:
+        model_choice.choose(flags.model)  # of all that may be missing this is said first
         raw.setdefault("model", {})["path"] = str(flags.model.resolve())
     if flags.data is not None:
         raw.setdefault("data", {})["path"] = _absolute(flags.data)
