@@ -121,6 +121,28 @@ def test_ctrl_c_stops_everything_and_says_how_to_go_on(evaluation: Evaluation) -
     assert evaluation.alive() == []
 
 
+def test_an_engine_that_dies_on_the_way_is_started_again(evaluation: Evaluation) -> None:
+    with evaluation.running(FAKE_ENGINE_HOLDS_AT="4") as process:
+        for finished in (4, 8):
+            wait_until(lambda n=finished: len(evaluation.finished()) == n, f"{finished} done", 40)
+            services = json.loads((evaluation.out / "services.json").read_text())
+            os.kill(services["engine"]["pid"], signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+    assert "engine ended (killed by SIGKILL" in out and "restart 1 of at most 5" in out
+    assert sorted(evaluation.finished()) == list(range(9)), "each once"
+
+
+def test_answers_that_cannot_be_judged_are_said_to_be_none(evaluation: Evaluation) -> None:
+    verifier = "python:tests.reward.hostile_verifiers:refuse"
+    status, out, err = evaluation.run("--verifier", verifier)
+    assert (status, err) == (0, ""), out
+    assert "NOTHING WAS JUDGED" in out and "18 answers: 18 error" in out
+    summary = json.loads((evaluation.out / "summary.json").read_text())
+    assert summary["metrics"] == {}
+    assert summary["problems_without_a_judged_answer"] == list(range(9))
+
+
 def test_an_engine_that_does_not_start_is_not_tried_again(evaluation: Evaluation) -> None:
     status, out, err = evaluation.run(FAKE_ENGINE_FAILS="1")
     assert (status, err) == (1, "")
