@@ -31,6 +31,7 @@ def _run(request: Request, prepared: Prepared, lock: int) -> int:
     progress = Progress(screen=shown, steps_total=prepared.config.run.steps)
     try:
         progress.say(_headline(prepared))
+        progress.say(f"data {prepared.data}")
         end = Runner(_parts(prepared, progress)).run(lock)
     except TooManyRestarts as error:
         progress.say(f"giving up: {error}")

@@ -124,6 +124,8 @@ def _changes(config: RunConfig, file: Path) -> Iterator[str]:
             counts = (
                 section in ("data", "sampling", "algorithm", "optimiser", "model") or key == "seed"
             )
+            if key == "preset":
+                continue  # only a name; what it set stands among the other keys
             if key == "path" and old is not None:
                 old, value = Path(old).name, Path(value).name
             if counts and old != value:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from dapod.config.run_config import RunConfig
 from dapod.config.sections import Section
+from dapod.config.source import LocalSource, parse_source
 
 Kind = TypeVar("Kind", bound=Section)
 """A whole file's type: `RunConfig` or another root."""
@@ -80,7 +81,17 @@ def resolve_paths(raw: dict[str, Any], base: Path) -> None:
     for section in ("model", "data"):
         table = raw.get(section)
         if isinstance(table, dict) and isinstance(table.get("path"), str):
+            if section == "data" and not is_local(table["path"]):
+                continue
             table["path"] = str((base / table["path"]).resolve())
+
+
+def is_local(path: str) -> bool:
+    """Whether `data.path` names files of this machine."""
+    try:
+        return isinstance(parse_source(path), LocalSource)
+    except ValueError:
+        return False  # said where the table is checked
 
 
 def _sentence(kind: type[Section], detail: dict[str, Any]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
+from dapod.config import presets
 from dapod.config.sections import (
     Algorithm,
     Buffer,
@@ -40,6 +42,11 @@ class RunConfig(Section):
     rollout: RolloutEngine
     reward: Reward = Reward()
     buffer: Buffer = Buffer()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, raw: Any) -> Any:
+        return presets.filled(raw) if isinstance(raw, Mapping) else raw
 
     @model_validator(mode="after")
     def _rules_between_sections(self) -> Self:
@@ -103,8 +110,10 @@ class RunConfig(Section):
             include={"model", "data", "sampling", "algorithm", "optimiser"}, mode="json"
         )
         learned["seed"] = self.run.seed
-        for section in ("model", "data"):
-            # Where the files lie is the machine's business; moving them must not end a run.
-            learned[section]["path"] = Path(learned[section]["path"]).name
+        # What a preset was called changes nothing; what it set stands among the values.
+        del learned["algorithm"]["preset"]
+        # Where the files lie is the machine's business; moving them must not end a run.
+        learned["model"]["path"] = Path(self.model.path).name
+        learned["data"]["path"] = self.data.source.identity
         text = json.dumps(learned, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

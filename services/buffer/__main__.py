@@ -27,6 +27,7 @@ log = logging.getLogger("dapod.buffer")
 
 
 def serve(service: Service) -> None:
+    service.health.waiting(f"reading the data set {service.config.data.path}")
     prompts = load_prompts(service.config)
     url = service.environment.redis_url
     service.health.waiting(f"waiting for Redis at {masked(url)}")
@@ -71,7 +72,9 @@ def _collector(store: Store, service: Service) -> StateCollector:
 def _report(service: Service, store: Store, prompts: Prompts) -> None:
     try:
         store.ping()
-        service.health.doing(f"serving {len(prompts)} prompts of run {service.run_id}")
+        service.health.doing(
+            f"serving {len(prompts)} prompts of run {service.run_id} ({prompts.counts})"
+        )
     except StoreAway as error:
         service.health.waiting(str(error))
 

@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM
 from dapod.config import ConfigError, RunConfig
 from services.trainer.batch import MicroBatch
 from services.trainer.layout import ModelLayout
+from services.trainer.logprobs import LOGITS_BYTES, ResponseLogProbs
 from services.trainer.ranks import Ranks
 
 log = logging.getLogger("dapod.trainer")
@@ -40,56 +41,16 @@ class UpdateSkipped(RuntimeError):
     """The gradient was not finite, so there is no next policy."""
 
 
-class ResponseLogProbs(torch.nn.Module):
-    """The model, asked only about response tokens.
-
-    The head and the softmax over the vocabulary run on the T positions that predict a response
-    token: prompts are long, vocabularies too. The selection happens in front of the head, so
-    whatever a model does with its logits afterwards (scaling, soft-capping) still happens.
-    """
-
-    def __init__(self, model: Any, temperature: float) -> None:
-        super().__init__()
-        self.model = model
-        self._temperature = temperature
-        self._positions: tuple[torch.Tensor, torch.Tensor] | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._select)
-
-    def _select(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        assert self._positions is not None
-        rows, columns = self._positions
-        return (inputs[0][rows, columns].unsqueeze(0),)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        mask: torch.Tensor | None,
-        rows: torch.Tensor,
-        columns: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """([T] log-probs of the targets, [T] entropies without gradient), float32, at the
-        temperature."""
-        self._positions = (rows, columns)
-        logits = self.model(
-            input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False
-        ).logits[0]
-        # The logits are divided by the temperature, never the log-probs (trl#4159).
-        logits = logits.float() / self._temperature
-        normaliser = torch.logsumexp(logits, dim=-1)
-        logprobs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
-        with torch.no_grad():
-            distribution = torch.softmax(logits, dim=-1)
-            entropies = normaliser.detach() - (distribution * logits).sum(-1)
-        return logprobs, entropies
-
-
 class Policy:
     """Weights, optimiser and the device they are on."""
 
     def __init__(
-        self, config: RunConfig, ranks: Ranks, *, dtype: torch.dtype = torch.bfloat16
+        self,
+        config: RunConfig,
+        ranks: Ranks,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        logits_bytes: int = LOGITS_BYTES,
     ) -> None:
         __compatible_ops__["deepspeed_shm_comm"] = False
         self._ranks = ranks
@@ -98,7 +59,11 @@ class Policy:
         self._sharded = config.trainer.zero_stage == 3
         model = _load(Path(config.model.path), _stored(config, dtype))
         _check_names(model, self._layout)
-        self.module = ResponseLogProbs(model, config.sampling.temperature)
+        if config.trainer.gradient_checkpointing:
+            _recompute_layers(model)
+        self.module = ResponseLogProbs(
+            model, config.sampling.temperature, logits_bytes=logits_bytes
+        )
         self._engine, _, _, _ = deepspeed.initialize(
             model=self.module,
             model_parameters=list(self.module.parameters()),
@@ -205,11 +170,20 @@ def engine_settings(config: RunConfig, ranks: int, dtype: torch.dtype) -> dict[s
         },
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        "zero_optimization": {"stage": config.trainer.zero_stage, "overlap_comm": False},
+        "zero_optimization": _zero_settings(config),
         "zero_allow_untested_optimizer": True,
+        # torch's AdamW runs on the CPU as it is; DeepSpeed's own is compiled when it is first used.
+        "zero_force_ds_cpu_optimizer": False,
         "gradient_clipping": config.optimiser.gradient_clip,
         "steps_per_print": None,
     }
+
+
+def _zero_settings(config: RunConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {"stage": config.trainer.zero_stage, "overlap_comm": False}
+    if config.trainer.offload_optimiser:
+        settings["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return settings
 
 
 def _stored(config: RunConfig, dtype: torch.dtype) -> torch.dtype:
@@ -231,6 +205,17 @@ def _load(directory: Path, dtype: torch.dtype) -> Any:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     return model
+
+
+def _recompute_layers(model: Any) -> None:
+    """Keeps a layer's input only; backward computes the rest of the layer again."""
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"trainer.gradient_checkpointing: {type(model).__name__} does not support it: set it "
+            f"to false"
+        )
+    # There is no dropout, so no random state to restore.
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
 
 
 def _check_names(model: Any, layout: ModelLayout) -> None:

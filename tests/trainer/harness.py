@@ -66,7 +66,7 @@ def make_config(model: Path, **sections: Mapping[str, Any]) -> RunConfig:
             "prompts_per_update": 2,
             "max_leases_per_step": 100,
         },
-        "optimiser": {"learning_rate": 1e-3},
+        "optimiser": {"learning_rate": 1e-3, "warmup_steps": 0},
         "trainer": {"zero_stage": 2, "tokens_per_micro_batch": 128, "checkpoint_every_steps": 4},
         "rollout": {"groups_in_flight": 1},
     }

@@ -83,6 +83,7 @@ def _ask(
     again = f"go on with: dapod evaluate {shlex.join(arguments)}"
     try:
         progress.say(_headline(request, output, len(done), len(problems.rows)))
+        progress.say(f"data {problems.origin}")
         stopped = EvaluationRunner(
             RunnerParts(
                 specs=specs,

@@ -1,14 +1,16 @@
-"""The problems of an evaluation: the rows of the data set, tokenised for the model."""
+"""The problems of an evaluation: the rows of the data set, tokenised for the model.
+
+Each problem once, however often its row is repeated: of AIME-2024 as published 30 remain of 960.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dapod.cli.evaluate.model_choice import ChosenModel
 from dapod.config import ConfigError, EvalConfig
-from dapod.dataset import Row, read_rows
+from dapod.dataset import read_data
 from dapod.model_files import context_tokens
 from dapod.prompt_tokens import PromptTokenizer
 from dapod.types import TokenIds
@@ -33,6 +35,8 @@ class Problems:
     rows: Sequence[Problem]
     digest: str
     """Of messages and keys: another data set under the same name is seen."""
+    origin: str
+    """Where they are from, and what became of the rows, in words."""
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -41,16 +45,17 @@ class Problems:
 
 def read_problems(config: EvalConfig, model: ChosenModel) -> Problems:
     """Raises `ConfigError` for rows that cannot be asked."""
-    rows = read_rows(config.data)
+    data_set = read_data(config.data)
     token_ids = PromptTokenizer(model.directory, chat=config.data.chat).encode(
-        [row.message for row in rows]
+        [row.messages for row in data_set.rows]
     )
     problems = Problems(
         rows=[
             Problem(number=number, message=row.message, answer=row.answer, prompt_token_ids=ids)
-            for number, (row, ids) in enumerate(zip(rows, token_ids, strict=True))
+            for number, (row, ids) in enumerate(zip(data_set.rows, token_ids, strict=True))
         ],
-        digest=_digest(rows),
+        digest=data_set.digest(),
+        origin=str(data_set),
     )
     _check(problems, config, model)
     return problems
@@ -70,10 +75,3 @@ def _check(problems: Problems, config: EvalConfig, model: ChosenModel) -> None:
             f"{response} exceeds the model's context of {context} tokens: "
             f"lower sampling.max_response_tokens (--max-response-tokens)"
         )
-
-
-def _digest(rows: Sequence[Row]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(f"{row.message}\0{row.answer}\0".encode())
-    return digest.hexdigest()[:16]

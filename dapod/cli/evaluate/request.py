@@ -11,7 +11,7 @@ from typing import Any
 from dapod.cli.evaluate import model_choice
 from dapod.cli.evaluate.model_choice import ChosenModel
 from dapod.config import ConfigError, EvalConfig, Model
-from dapod.config.load import apply, parse_as, resolve_paths
+from dapod.config.load import apply, is_local, parse_as, resolve_paths
 from dapod.config.load import read as read_toml
 
 FROM_A_RUN: Mapping[str, Sequence[str]] = {
@@ -97,11 +97,12 @@ def _of_run(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _absolute(data: str) -> str:
     """A path counts from the working directory; a name of a hub or a generator stays."""
-    return data if ":" in data else str(Path(data).resolve())
+    return str(Path(data).resolve()) if is_local(data) else data
 
 
 def _out(config: EvalConfig, model: ChosenModel) -> Path:
     """evaluations/<model>-<name>, in the run directory for a run's policy."""
     name = config.evaluation.name or Path(config.data.path).stem
     base = model.run_dir or Path()
-    return base / "evaluations" / re.sub(r"[^A-Za-z0-9._-]+", "-", f"{model.label}-{name}")
+    named = re.sub(r"[^A-Za-z0-9._]+", "-", f"{model.label}-{name}").strip("-")
+    return base / "evaluations" / named

@@ -85,6 +85,13 @@ def test_every_problem_is_asked_judged_and_counted(evaluation: Evaluation) -> No
     assert [json.loads(line)["problem"] for line in texts] == evaluation.finished()
 
 
+def test_a_row_that_is_repeated_is_one_problem(evaluation: Evaluation, rows: Path) -> None:
+    rows.write_text(rows.read_text() * 3)
+    status, out, err = evaluation.run()
+    assert (status, err) == (0, ""), out
+    assert "27 rows read, 18 repeated, 9 kept" in out and "18 answers" in out
+
+
 def test_killed_half_way_it_leaves_nothing_and_goes_on_with_what_is_open(
     evaluation: Evaluation,
 ) -> None:

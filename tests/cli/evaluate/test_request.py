@@ -103,6 +103,14 @@ def test_what_is_missing_is_named(model: Path, rows: Path, tmp_path: Path) -> No
     assert "has published no policy yet" in refusal(model=tmp_path / "young")
 
 
+def test_a_name_on_the_hub_stays_as_it_is(model: Path) -> None:
+    request = read(Flags(config=SHIPPED, model=model))
+    assert request.config.data.path == "hub:BytedTsinghua-SIA/AIME-2024"
+    other = read(Flags(model=model, data="hub:someone/else/test-*.parquet", settings=SETTINGS))
+    assert other.config.data.path == "hub:someone/else/test-*.parquet"
+    assert other.out.name == "tiny-test"
+
+
 def test_answers_too_long_for_one_message_are_asked_in_several(model: Path, rows: Path) -> None:
     settings = SETTINGS | {"sampling.max_response_tokens": "20480", "evaluation.samples": "1024"}
     config = read(Flags(model=model, data=str(rows), settings=settings)).config
