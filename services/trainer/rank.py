@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import transformers
 
+from dapod.config import ConfigError
 from dapod.policy_store import PolicyStore
 from dapod.rpc import channel
 from dapod.service import Service
@@ -88,7 +89,10 @@ def _join(threads: int) -> None:
         torch.set_num_threads(threads)
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if rank >= gpus:
+            raise ConfigError(f"there are {gpus} GPUs for this node's ranks: lower trainer.ranks")
+        torch.cuda.set_device(rank)
         backend = "nccl"
     dist.init_process_group(backend, timeout=TIMEOUT)
 

@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 from dapod.policy_store import PolicyStore, read_tensor_entries
 from dapod.types import PolicyVersion
 from services.trainer.checkpoint import CheckpointStore
+from services.trainer.logprobs import LOGITS_BYTES
 from tests.trainer.doubles import ScriptedBuffer, make_group
 from tests.trainer.harness import (
     OF_THE_LIBRARIES,
+    VOCABULARY,
     free_port,
     make_config,
     relative_error,
@@ -128,12 +130,20 @@ def config_for(model: Path, steps: int, **trainer: Any) -> Any:
     )
 
 
-def gradients(model: Path, ranks: int, zero_stage: int, output: Path) -> dict[str, torch.Tensor]:
+def gradients(
+    model: Path,
+    ranks: int,
+    output: Path,
+    *,
+    logits_bytes: int = LOGITS_BYTES,
+    **trainer: Any,
+) -> dict[str, torch.Tensor]:
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"),
             *("--rdzv-backend=static", "--master-addr=127.0.0.1", f"--master-port={free_port()}"),
-            *("-m", "tests.trainer.gradient_rank", str(model), str(zero_stage), str(output)),
+            *("-m", "tests.trainer.gradient_rank", str(model), json.dumps(trainer), str(output)),
+            str(logits_bytes),
         ],
         cwd=REPOSITORY,
         check=True,
@@ -145,12 +155,27 @@ def gradients(model: Path, ranks: int, zero_stage: int, output: Path) -> dict[st
 
 @pytest.fixture(scope="module")
 def one_rank_gradients(tiny_model, tmp_path_factory):
-    return gradients(tiny_model, 1, 2, tmp_path_factory.mktemp("one") / "gradients.safetensors")
+    return gradients(tiny_model, 1, tmp_path_factory.mktemp("one") / "gradients.safetensors")
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_two_ranks_have_the_gradient_of_one(tiny_model, one_rank_gradients, zero_stage, tmp_path):
-    two = gradients(tiny_model, 2, zero_stage, tmp_path / "gradients.safetensors")
+LONG = {"logits_bytes": 7 * 4 * VOCABULARY, "gradient_checkpointing": True}
+"""Everything for long sequences; with seven tokens in a chunk, two ranks have different numbers of
+chunks."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"zero_stage": 1},
+        {"zero_stage": 2},
+        {"zero_stage": 3},
+        {"zero_stage": 2, "offload_optimiser": True, **LONG},
+        {"zero_stage": 3, **LONG},
+    ],
+    ids=str,
+)
+def test_two_ranks_have_the_gradient_of_one(tiny_model, one_rank_gradients, settings, tmp_path):
+    two = gradients(tiny_model, 2, tmp_path / "gradients.safetensors", **settings)
     statistics = two.pop("statistics")
     one = dict(one_rank_gradients)
     torch.testing.assert_close(statistics, one.pop("statistics"), rtol=1e-5, atol=1e-6)
