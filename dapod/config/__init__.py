@@ -7,6 +7,7 @@ refused.
 Example: `load(Path("configs/quickstart.toml"), ["run.steps=4"])`.
 """
 
+from dapod.config.eval_config import EvalConfig
 from dapod.config.load import ConfigError, load, parse
 from dapod.config.run_config import MAX_GROUP_BYTES, RunConfig
 from dapod.config.sections import (
@@ -28,6 +29,7 @@ __all__ = [
     "Buffer",
     "ConfigError",
     "Data",
+    "EvalConfig",
     "Model",
     "Optimiser",
     "Reward",
