@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL := models/smollm2-135m-instruct
 QUICKSTART := configs/quickstart.toml
 
-# Real vLLM and real DeepSpeed, minutes; `make test` runs them last. tests/gpu needs a GPU: by hand.
+# Real vLLM and real DeepSpeed, minutes; `make test` runs them last. tests/gpu is apart: `make gpu`.
 E2E_TESTS := tests/e2e tests/chaos
 UNIT_TESTS := $(filter-out $(E2E_TESTS) tests/gpu tests/__pycache__, \
 	$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
@@ -15,7 +15,7 @@ UNIT := -n logical --maxprocesses 4 --dist loadfile $(UNIT_TESTS)
 
 # Never two at a time: lint before tests is the point, and the machine may be small.
 .NOTPARALLEL:
-.PHONY: help setup model demo test lint unit e2e bench bench-reward proto generated clean
+.PHONY: help setup model demo test lint unit e2e gpu bench bench-reward proto generated clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ unit: setup ## the unit tests, a minute or two
 
 e2e: model ## the end-to-end tests with real vLLM and real DeepSpeed, minutes
 	@$(BIN)/python -m pytest $(E2E_TESTS)
+
+gpu: model ## a step of trainer and rollout on a GPU; skipped without one
+	@$(BIN)/python -m pytest tests/gpu
 
 bench-reward: setup ## verifications a second, against a fork per call and plain Math-Verify
 	@$(BIN)/python -m bench.reward

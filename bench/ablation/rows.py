@@ -21,6 +21,8 @@ SHARED = {
     "algorithm.prompts_per_step": 8,
     # Two updates a step: with one, the ratio is 1 and no clip ever binds.
     "algorithm.prompts_per_update": 4,
+    # Half the quickstart's, for twice the updates: with 4e-5 accuracy falls again after 25 updates.
+    "optimiser.learning_rate": 2e-5,
     "algorithm.kl_coefficient": 0.0,
     "algorithm.max_leases_per_step": 1000,
     "trainer.tokens_per_micro_batch": 1024,

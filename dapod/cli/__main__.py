@@ -1,4 +1,4 @@
-"""The command line: `dapod run`, `dapod plan`, `dapod config check|show`, `dapod verify`, …
+"""The command line: `dapod run`, `dapod evaluate`, `dapod plan`, `dapod config check|show`, …
 
 Exit status 0: done; 1: the run failed; 2: something the user must change, in one sentence on
 stderr; 128 + n: stopped by signal n.
@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from dapod import config as configuration
 from dapod.cli import plan
+from dapod.cli.evaluate import arguments as arguments_of_evaluate
 from dapod.config import ConfigError, RunConfig
 
 _RUN_HELP = """\
@@ -74,6 +75,15 @@ def _parser() -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    _add_evaluate(
+        commands.add_parser(
+            "evaluate",
+            help="avg@K, pass@k and maj@K of a model on a data set",
+            description=arguments_of_evaluate.DESCRIPTION,
+            epilog=arguments_of_evaluate.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     config = commands.add_parser("config", help="config check FILE, config show FILE")
     of_configs = config.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_check(of_configs)
@@ -110,6 +120,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     _add_set(parser)
     parser.set_defaults(command=_run)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    arguments_of_evaluate.add(parser)
+    _add_set(parser)
 
 
 def _add_check(commands: "argparse._SubParsersAction[Parser]") -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dapod.cli.answers import Answer
-from dapod.cli.progress import duration
+from dapod.cli.service_progress import duration
 from dapod.cli.summary import Summary
 
 _COLUMN = 36

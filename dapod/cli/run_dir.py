@@ -6,24 +6,21 @@
 `choose` only looks; nothing is written before `RunDirectory.open`.
 """
 
-import fcntl
 import json
-import os
 import secrets
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from dapod.cli.lock import locked
 from dapod.config import ConfigError, RunConfig
 from dapod.model_files import read_json
-
-_LOCK_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +57,9 @@ class RunDirectory:
             }
             (self.path / "run.json").write_text(json.dumps(body, indent=1) + "\n")
 
-    @contextmanager
-    def locked(self) -> Iterator[int]:
-        """Holds the directory; gives the lock's descriptor.
-
-        A runner that was killed leaves the lock to its reaper, so this waits a few seconds.
-        Raises `ConfigError` when somebody keeps it.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while not _try_lock(file.fileno()):
-                if time.monotonic() > deadline:
-                    raise ConfigError(_in_use(self.path, (self.path / ".lock").read_text()))
-                time.sleep(0.1)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield file.fileno()
+    def locked(self) -> AbstractContextManager[int]:
+        """Holds the directory; gives the lock's descriptor. Raises `ConfigError`."""
+        return locked(self.path, "run")
 
 
 def choose(
@@ -213,15 +195,3 @@ def _is_empty_dir(path: Path) -> bool:
 
 def _new_id(config: RunConfig) -> str:
     return f"{config.run.name}-{secrets.token_hex(3)}"
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _in_use(path: Path, pid: str) -> str:
-    return f"{path} is in use by another dapod run (process {pid.strip() or 'unknown'})"

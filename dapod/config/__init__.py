@@ -7,6 +7,7 @@ refused.
 Example: `load(Path("configs/quickstart.toml"), ["run.steps=4"])`.
 """
 
+from dapod.config.eval_config import EvalConfig
 from dapod.config.evaluation import Evaluation
 from dapod.config.load import ConfigError, load, parse, within
 from dapod.config.run_config import MAX_GROUP_BYTES, RunConfig
@@ -29,6 +30,7 @@ __all__ = [
     "Buffer",
     "ConfigError",
     "Data",
+    "EvalConfig",
     "Evaluation",
     "Model",
     "Optimiser",

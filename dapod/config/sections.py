@@ -92,7 +92,7 @@ class Algorithm(Section):
     group_size: int = Field(ge=2, le=1024)
     """G, rollouts for each prompt."""
     prompts_per_step: int = Field(ge=1)
-    """N, informative groups of one rollout step."""
+    """N, groups of one rollout step; informative ones with dynamic sampling."""
     prompts_per_update: int = Field(ge=1)
     """Groups of one optimiser update."""
     clip_low: float = Field(gt=0.0, lt=1.0)

@@ -91,9 +91,13 @@ class _DispositionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dispositi
     DISPOSITION_KEPT: _Disposition.ValueType  # 1
     """Informative: it will be trained."""
     DISPOSITION_ALL_CORRECT: _Disposition.ValueType  # 2
-    """Uniform: every judged rollout is correct. Dropped, the slot is free."""
+    """Uniform: every judged rollout is correct. Dropped, the slot is free; without dynamic sampling it is
+    trained.
+    """
     DISPOSITION_ALL_WRONG: _Disposition.ValueType  # 3
-    """Uniform: every judged rollout is wrong. Dropped, the slot is free."""
+    """Uniform: every judged rollout is wrong. Dropped, the slot is free; without dynamic sampling it is
+    trained.
+    """
     DISPOSITION_FAILED: _Disposition.ValueType  # 4
     """Fewer than two rollouts were judged. Dropped, the slot is free."""
     DISPOSITION_DUPLICATE: _Disposition.ValueType  # 5
@@ -113,9 +117,13 @@ DISPOSITION_UNSPECIFIED: Disposition.ValueType  # 0
 DISPOSITION_KEPT: Disposition.ValueType  # 1
 """Informative: it will be trained."""
 DISPOSITION_ALL_CORRECT: Disposition.ValueType  # 2
-"""Uniform: every judged rollout is correct. Dropped, the slot is free."""
+"""Uniform: every judged rollout is correct. Dropped, the slot is free; without dynamic sampling it is
+trained.
+"""
 DISPOSITION_ALL_WRONG: Disposition.ValueType  # 3
-"""Uniform: every judged rollout is wrong. Dropped, the slot is free."""
+"""Uniform: every judged rollout is wrong. Dropped, the slot is free; without dynamic sampling it is
+trained.
+"""
 DISPOSITION_FAILED: Disposition.ValueType  # 4
 """Fewer than two rollouts were judged. Dropped, the slot is free."""
 DISPOSITION_DUPLICATE: Disposition.ValueType  # 5
@@ -509,9 +517,9 @@ class SamplingStats(_message.Message):
     groups_kept: _builtins.int
     """groups_kept as informative."""
     groups_all_correct: _builtins.int
-    """groups_all_correct dropped."""
+    """groups_all_correct sampled; dropped with dynamic sampling."""
     groups_all_wrong: _builtins.int
-    """groups_all_wrong dropped."""
+    """groups_all_wrong sampled; dropped with dynamic sampling."""
     groups_failed: _builtins.int
     """groups_failed dropped, with fewer than two judged rollouts."""
     groups_stale: _builtins.int

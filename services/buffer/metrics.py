@@ -228,7 +228,8 @@ def _evaluation(counts: Counts) -> Iterator[Metric]:
 def _counters(counts: Counts) -> Iterator[Metric]:
     submitted = CounterMetricFamily(
         "dapod_buffer_groups_submitted",
-        "Groups submitted, by what became of them; only kept ones are trained.",
+        "Groups submitted, by what they came to; uniform ones are trained only without dynamic "
+        "sampling, others only when kept.",
         labels=["disposition"],
     )
     for disposition in Disposition:

@@ -53,6 +53,9 @@ class Submission:
 
     lease: LeaseId
     disposition: Disposition
+    """What it is: `kept` is informative."""
+    keep: bool
+    """Whether it goes into a batch; if not it is dropped."""
     policy: PolicyVersion
     payload: bytes
     sha256: str

@@ -54,6 +54,7 @@ class Scripts:
             "prompts_per_step": config.algorithm.prompts_per_step,
             "prompts_per_update": config.algorithm.prompts_per_update,
             "max_staleness": config.algorithm.max_staleness,
+            "dynamic_sampling": config.algorithm.dynamic_sampling,
             "max_leases_per_step": config.algorithm.max_leases_per_step,
             "steps": config.run.steps,
             "lease_ms": round(config.buffer.lease_seconds * 1000),

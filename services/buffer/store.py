@@ -132,6 +132,7 @@ class Store:
             "id": submission.lease.group_id,
             "attempt": submission.lease.attempt,
             "disposition": submission.disposition.value,
+            "keep": submission.keep,
             "version": submission.policy.number,
             "lineage": submission.policy.lineage,
             "sha256": submission.sha256,
@@ -141,7 +142,7 @@ class Store:
             "reward_sum": repr(submission.reward_sum),
         }
         # Of a dropped group only the counts are kept: its payload need not travel.
-        payload = submission.payload if submission.disposition is Disposition.KEPT else b""
+        payload = submission.payload if submission.keep else b""
         reply = self._scripts.call("submit", args, payload)
         return self._disposition(reply, submission.lease, submission.policy)
 

@@ -1,6 +1,7 @@
 """From a SubmitGroup request to a `Submission`: what can be checked without Redis is checked here.
 
-Dynamic sampling (section 3.2; eq. 8's condition) is decided here, by `correct` and never by reward.
+Dynamic sampling (section 3.2; eq. 8's condition) is decided here, by `correct` and never by reward:
+without it uniform groups are counted as such all the same, and kept.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class SubmissionReader:
         self._evaluation_response_tokens = config.evaluation_response_tokens
         self._group_size = config.algorithm.group_size
         self._max_response_tokens = config.sampling.max_response_tokens
+        self._dynamic_sampling = config.algorithm.dynamic_sampling
         self._prompts = prompts
 
     def read(self, request: buffer_pb2.SubmitGroupRequest) -> Submission:
@@ -39,9 +41,11 @@ class SubmissionReader:
         self._check(group, lease)
         payload = request.group.SerializeToString(deterministic=True)
         verdicts = [rollout.verdict for rollout in group.rollouts if rollout.verdict is not None]
+        became = disposition([verdict.correct for verdict in verdicts])
         return Submission(
             lease=lease,
-            disposition=disposition([verdict.correct for verdict in verdicts]),
+            disposition=became,
+            keep=is_kept(became, dynamic_sampling=self._dynamic_sampling),
             policy=_policy(group),
             payload=payload,
             sha256=hashlib.sha256(payload).hexdigest(),
@@ -125,7 +129,7 @@ class SubmissionReader:
 
 
 def disposition(correct: list[bool | None]) -> Disposition:
-    """What becomes of a group judged so: only informative ones are kept (section 3.2)."""
+    """What a group judged so is."""
     judged = [c for c in correct if c is not None]
     if len(judged) < 2:
         return Disposition.FAILED
@@ -138,6 +142,12 @@ def _shortened(verdict: Verdict) -> Verdict:
     """maj@K votes by what was extracted: a runaway answer need not be kept whole."""
     extracted = verdict.extracted and verdict.extracted[:_EXTRACTED_CHARACTERS]
     return dataclasses.replace(verdict, extracted=extracted)
+
+
+def is_kept(became: Disposition, *, dynamic_sampling: bool) -> bool:
+    """Whether a group goes into a batch: with dynamic sampling only an informative one does."""
+    uniform = became in (Disposition.ALL_CORRECT, Disposition.ALL_WRONG)
+    return became is Disposition.KEPT or (uniform and not dynamic_sampling)
 
 
 def _policy(group: Group) -> PolicyVersion:

@@ -57,7 +57,7 @@ class Policy:
         self._optimiser = config.optimiser
         self._layout = ModelLayout.of(Path(config.model.path))
         self._sharded = config.trainer.zero_stage == 3
-        model = _load(Path(config.model.path), _stored(config, dtype))
+        model = load_model(Path(config.model.path), _stored(config, dtype))
         _check_names(model, self._layout)
         if config.trainer.gradient_checkpointing:
             _recompute_layers(model)
@@ -79,17 +79,7 @@ class Policy:
 
     def log_probs(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """([T] log-probs, [T] entropies) of the response tokens, on the batch's device."""
-        device = self._engine.device
-        logprobs, entropies = self._engine(
-            input_ids=batch.input_ids.to(device),
-            positions=batch.positions.to(device),
-            mask=None if batch.mask is None else batch.mask.to(device),
-            rows=batch.rows.to(device),
-            columns=batch.columns.to(device),
-            targets=batch.targets.to(device),
-        )
-        # A handful of numbers: the loss and its statistics are computed where the batch is.
-        return logprobs.to(batch.weights.device), entropies.to(batch.weights.device)
+        return ask(self._engine, batch)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Adds the gradient of one micro-batch; `last` is the update's last one."""
@@ -155,6 +145,21 @@ class Policy:
             raise FileNotFoundError(f"DeepSpeed found no checkpoint in {directory}")
 
 
+def ask(engine: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `ResponseLogProbs` inside a DeepSpeed engine says of a batch, on the batch's device."""
+    device = engine.device
+    logprobs, entropies = engine(
+        input_ids=batch.input_ids.to(device),
+        positions=batch.positions.to(device),
+        mask=None if batch.mask is None else batch.mask.to(device),
+        rows=batch.rows.to(device),
+        columns=batch.columns.to(device),
+        targets=batch.targets.to(device),
+    )
+    # A handful of numbers: the loss and its statistics are computed where the batch is.
+    return logprobs.to(batch.weights.device), entropies.to(batch.weights.device)
+
+
 def engine_settings(config: RunConfig, ranks: int, dtype: torch.dtype) -> dict[str, Any]:
     """The DeepSpeed configuration; nothing of it is for users."""
     return {
@@ -195,7 +200,7 @@ def _stored(config: RunConfig, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if config.trainer.zero_stage == 0 else dtype
 
 
-def _load(directory: Path, dtype: torch.dtype) -> Any:
+def load_model(directory: Path, dtype: torch.dtype) -> Any:
     """The model without dropout: the ratio of eq. 9 must be 1 before the first update."""
     model: Any = AutoModelForCausalLM.from_pretrained(
         directory, dtype=dtype, attn_implementation="sdpa", local_files_only=True

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import transformers
 
+from dapod.config import ConfigError
 from dapod.policy_store import PolicyStore
 from dapod.rpc import channel
 from dapod.service import Service
@@ -23,6 +24,7 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import Phases
 from services.trainer.policy import Policy
 from services.trainer.ranks import TIMEOUT, Ranks
+from services.trainer.reference import load_reference
 from services.trainer.source import Source
 from services.trainer.steps import StepLog
 from services.trainer.stopped import Stopped
@@ -64,6 +66,7 @@ def _wire(service: Service, stub: BufferServiceStub) -> Trainer:
         updates=Updates(
             config=config,
             policy=policy,
+            reference=load_reference(config, ranks),
             ranks=ranks,
             phases=phases,
             metrics=metrics,
@@ -96,7 +99,10 @@ def _join(threads: int) -> None:
         torch.set_num_threads(threads)
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if rank >= gpus:
+            raise ConfigError(f"there are {gpus} GPUs for this node's ranks: lower trainer.ranks")
+        torch.cuda.set_device(rank)
         backend = "nccl"
     dist.init_process_group(backend, timeout=TIMEOUT)
 

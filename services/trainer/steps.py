@@ -33,14 +33,19 @@ class TrainedStep:
     grad_norm: float
     """Before clipping, mean over the updates."""
     loss: float
-    """The loss of eq. 8 with its importance weights, mean over the updates."""
+    """What was minimised: the loss of eq. 8 with its importance weights, plus the KL term where
+    there is one; mean over the updates."""
     learning_rate: float
     mismatch_kl_nats: float
     """KL(pi_rollout || pi_trainer), mean over trained tokens of its k3 estimate, with the trainer's
     policy at the start of the step. With old_logprobs = "rollout" the first update's tokens only:
     the others are never seen by that policy."""
+    reference_kl_nats: float | None
+    """KL(policy || model.path), mean over trained tokens of its k3 estimate, in the forward pass
+    that trained them; None with kl_coefficient = 0: there is no reference model then."""
     tokens_trained: int
-    """Response tokens that carried loss: of judged rollouts, end-of-sequence included."""
+    """Response tokens that carried loss: of judged rollouts that the overlong filter left,
+    end-of-sequence included."""
     rollouts_dropped: int
     """Not in the row: rollouts whose log-probs were not finite."""
     updates: int
@@ -83,6 +88,7 @@ def row(
         "loss": trained.loss,
         "learning_rate": trained.learning_rate,
         "mismatch_kl_nats": trained.mismatch_kl_nats,
+        "reference_kl_nats": trained.reference_kl_nats,
         # Counts since the commit before, whichever step their groups go to.
         "groups_leased": sampled.groups_leased,
         "groups_kept": sampled.groups_kept,

@@ -40,7 +40,7 @@ from services.buffer.records import (
 )
 from services.buffer.scripts import Scripts
 from services.buffer.store import Store
-from services.buffer.submission import disposition
+from services.buffer.submission import disposition, is_kept
 
 RUN_ID = "test"
 
@@ -179,9 +179,11 @@ class World:
         policy = self.policies[lease]
         payload = make_group(lease.group_id, prompt, policy, KINDS[kind]).SerializeToString()
         judged = [c for c in KINDS[kind] if c is not None]
+        became = disposition(KINDS[kind])
         return Submission(
             lease=lease,
-            disposition=disposition(KINDS[kind]),
+            disposition=became,
+            keep=is_kept(became, dynamic_sampling=self.config.algorithm.dynamic_sampling),
             policy=policy,
             payload=payload,
             sha256=hashlib.sha256(payload).hexdigest(),

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dapod import config as configuration
-from dapod.config import ConfigError
+from dapod.config import ConfigError, EvalConfig
+from dapod.config.load import parse_as, read
 from dapod.config.source import HubSource
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -20,7 +21,21 @@ def refusal(*overrides: str) -> str:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
 def test_every_shipped_config_parses(path):
-    assert configuration.load(path).run.name
+    if path.name.startswith("eval_"):
+        assert parse_as(EvalConfig, read(path), path.name).as_run(max_prompt_tokens=512)
+    else:
+        assert configuration.load(path).run.name
+
+
+def test_aime_is_evaluated_as_in_the_paper():
+    config = parse_as(EvalConfig, read(CONFIGS / "eval_aime2024.toml"), "AIME")
+    assert config.evaluation.samples == 32
+    assert (config.sampling.temperature, config.sampling.top_p) == (1.0, 0.7)
+    assert config.sampling.max_response_tokens == 20480
+    assert (config.data.path, config.data.verifier) == (
+        "hub:BytedTsinghua-SIA/AIME-2024",
+        "dapo_math",
+    )
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_right_one():

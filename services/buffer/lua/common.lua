@@ -85,7 +85,8 @@ end
 -- Whatever was sampled is forgotten; the prompt waits at the front, where it came from.
 local function requeue(id)
   leave(id)
-  redis.call('HDEL', group(id), 'payload', 'sha256', 'lengths', 'prompt_tokens', 'rebuilt')
+  redis.call('HDEL', group(id), 'payload', 'sha256', 'lengths', 'prompt_tokens', 'disposition',
+    'rebuilt')
   place(id, QUEUED, tonumber(redis.call('HGET', group(id), 'q') or 0), 'queued')
 end
 

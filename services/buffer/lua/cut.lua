@@ -71,7 +71,8 @@ if ready < N then
   if number('leases_this_step') >= settings.max_leases_per_step and open() == 0 then return end_run() end
   local low = redis.call('ZRANGE', OPEN, 0, 0, 'WITHSCORES')[2]
   local oldest = low and string.format(', oldest v%d', math.floor(tonumber(low) / VERSION)) or ''
-  return waiting('%d of %d informative groups; %d leases open%s', ready, N, open(), oldest)
+  local wanted = settings.dynamic_sampling and 'informative groups' or 'groups'
+  return waiting('%d of %d %s; %d leases open%s', ready, N, wanted, open(), oldest)
 end
 local w, excess = first_overfull(step, N)
 if w then
