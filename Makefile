@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL := models/smollm2-135m-instruct
 QUICKSTART := configs/quickstart.toml
 
-# Real vLLM and real DeepSpeed, minutes; `make test` runs them last. tests/gpu needs a GPU: by hand.
+# Real vLLM and real DeepSpeed, minutes; `make test` runs them last. tests/gpu is apart: `make gpu`.
 # tests/podman builds the images and runs the compose file, half an hour: `make test-containers`.
 E2E_TESTS := tests/e2e tests/chaos
 UNIT_TESTS := $(filter-out $(E2E_TESTS) tests/gpu tests/podman tests/__pycache__, \
@@ -16,7 +16,8 @@ UNIT := -n logical --maxprocesses 4 --dist loadfile $(UNIT_TESTS)
 
 # Never two at a time: lint before tests is the point, and the machine may be small.
 .NOTPARALLEL:
-.PHONY: help setup model demo test lint unit e2e test-containers bench bench-reward proto generated clean
+.PHONY: help setup model demo test lint unit e2e gpu test-containers bench bench-reward proto generated \
+	clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,9 @@ unit: setup ## the unit tests, a minute or two
 
 e2e: model ## the end-to-end tests with real vLLM and real DeepSpeed, minutes
 	@$(BIN)/python -m pytest $(E2E_TESTS)
+
+gpu: model ## a step of trainer and rollout on a GPU; skipped without one
+	@$(BIN)/python -m pytest tests/gpu
 
 test-containers: model ## build the images and run docker-compose.yml under podman (docs/containers.md)
 	@$(BIN)/python -m pytest tests/podman

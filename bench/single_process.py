@@ -42,6 +42,7 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import Phases
 from services.trainer.policy import Policy
 from services.trainer.ranks import Ranks
+from services.trainer.reference import load_reference
 from services.trainer.updates import Updates
 
 LINEAGE = "single"
@@ -111,9 +112,9 @@ class Sampler:
             output.rollout, verdict=Verdict(outcome=outcome, correct=correct, reward=reward)
         )
 
-    @staticmethod
-    def _informative(group: Group) -> bool:
-        return algorithm.is_informative([r.verdict.correct for r in group.rollouts if r.verdict])
+    def _informative(self, group: Group) -> bool:
+        correct = [r.verdict.correct for r in group.rollouts if r.verdict]
+        return not self.config.algorithm.dynamic_sampling or algorithm.is_informative(correct)
 
 
 def plan_of(step: int, groups: Iterable[Group], prompts_per_update: int) -> BatchPlan:
@@ -198,6 +199,7 @@ def make_trainer(run: RunConfig) -> tuple[Updates, Policy]:
     updates = Updates(
         config=run,
         policy=policy,
+        reference=load_reference(run, ranks),
         ranks=ranks,
         phases=Phases(metrics),
         metrics=metrics,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,10 +10,32 @@ from typing import Any
 
 from dapod.config import ConfigError, RunConfig
 
+_WHOLE = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+_PLACES = 64
+_PLACE_BYTES = 4096
+
 
 def check_model(config: RunConfig) -> None:
     """Raises `ConfigError` when the directory cannot be trained or the context is too short."""
     directory = Path(config.model.path)
+    check_files(directory)
+    context = context_tokens(directory)
+    if context is not None and config.context_tokens > context:
+        raise ConfigError(
+            "sampling.max_prompt_tokens + sampling.max_response_tokens = "
+            f"{config.context_tokens}, but the model's context is {context} tokens: "
+            "lower one of them"
+        )
+
+
+def check_files(directory: Path) -> None:
+    """Raises `ConfigError` unless it is a model in the Hugging Face layout."""
     if not directory.is_dir():
         raise ConfigError(
             f"model.path: {directory} is not a directory "
@@ -25,23 +48,38 @@ def check_model(config: RunConfig) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if not (directory / name).is_file():
             raise ConfigError(f"model.path: {directory} has no {name}")
-    context = _context(read_json(directory / "config.json"))
-    if context is not None and config.tokens_per_rollout > context:
-        raise ConfigError(
-            "sampling.max_prompt_tokens + sampling.max_response_tokens = "
-            f"{config.tokens_per_rollout}, but the model's context is {context} tokens: "
-            "lower one of them"
-        )
+
+
+def fingerprint(directory: Path) -> str:
+    """Hex digest that tells a model from another, in a moment whatever its size.
+
+    Of the settings and the tokenizer all is read, of the weights the headers and a few places of
+    each file: training changes nearly every number.
+    """
+    digest = hashlib.sha256()
+    for name in _WHOLE:
+        if (directory / name).is_file():
+            digest.update((directory / name).read_bytes())
+    for file in sorted(directory.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as stream:
+            for place in range(_PLACES):
+                stream.seek(size * place // _PLACES)
+                digest.update(stream.read(_PLACE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def check_disk(config: RunConfig, directory: Path) -> None:
-    """Raises `ConfigError` unless `directory`'s disk has room for two policies."""
+    """Raises `ConfigError` unless `directory`'s disk has room for two policies, and two more that
+    evaluations may keep."""
+    word, count = ("two", 2) if config.evaluation is None else ("four", 4)
     existing = next(p for p in (directory, *directory.resolve().parents) if p.is_dir())
     size = sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors"))
     free = shutil.disk_usage(existing).free
-    if free < 2 * size:
+    if free < count * size:
         raise ConfigError(
-            f"{existing} has {free >> 20} MiB free, two policies take {2 * size >> 20} MiB: "
+            f"{existing} has {free >> 20} MiB free, {word} policies take {count * size >> 20} MiB: "
             f"free some room or choose another directory"
         )
 
@@ -57,6 +95,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _context(model: dict[str, Any]) -> int | None:
-    length = model.get("max_position_embeddings")
+def context_tokens(directory: Path) -> int | None:
+    """The longest text the model takes; None when its config does not say."""
+    length = read_json(directory / "config.json").get("max_position_embeddings")
     return length if isinstance(length, int) else None

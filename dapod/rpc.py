@@ -35,13 +35,16 @@ _SIZES = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 ]
-_SERVER_OPTIONS = [
+_LISTENING = [
     *_SIZES,
     ("grpc.so_reuseport", 0),
-    ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_SECONDS * 1000),
-    ("grpc.max_connection_age_grace_ms", MAX_CONNECTION_AGE_SECONDS * 1000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+]
+_SERVER_OPTIONS = [
+    *_LISTENING,
+    ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_SECONDS * 1000),
+    ("grpc.max_connection_age_grace_ms", MAX_CONNECTION_AGE_SECONDS * 1000),
 ]
 _CHANNEL_OPTIONS = [
     *_SIZES,
@@ -109,8 +112,12 @@ class RpcServer:
 
 
 def aio_server() -> grpc.aio.Server:
-    """An asyncio server for a service that lives in an event loop (the rollout's)."""
-    return grpc.aio.server(options=_SERVER_OPTIONS)
+    """An asyncio server for a service that lives in an event loop (the rollout's).
+
+    It listens on loopback, where there are no other pods to find: its connections are not re-made,
+    which would cut off a call that samples for longer than their age and grace.
+    """
+    return grpc.aio.server(options=_LISTENING)
 
 
 def bind(server: grpc.Server | grpc.aio.Server, host: str, port: int) -> int:

@@ -56,6 +56,7 @@ class Disposition(StrEnum):
     FAILED = "failed"
     DUPLICATE = "duplicate"
     EXPIRED = "expired"
+    EVALUATED = "evaluated"
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -169,11 +169,11 @@ def group_to_proto(group: Group) -> types_pb2.Group:
 
 
 def group_from_proto(message: types_pb2.Group, field: str = "group") -> Group:
-    """Refuses a group without id, with fewer than two rollouts, or with an unjudged one."""
+    """Refuses a group without id or rollouts, or with an unjudged one."""
     if not message.group_id:
         raise ValueError(f"{field}.group_id: must not be empty")
-    if len(message.rollouts) < 2:
-        raise ValueError(f"{field}.rollouts: a group has at least 2, got {len(message.rollouts)}")
+    if not message.rollouts:
+        raise ValueError(f"{field}.rollouts: must not be empty")
     rollouts = tuple(
         rollout_from_proto(r, f"{field}.rollouts[{i}]") for i, r in enumerate(message.rollouts)
     )

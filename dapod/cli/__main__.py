@@ -1,4 +1,4 @@
-"""The command line: `dapod run`, `dapod config check`, `dapod model fetch`, `dapod verify`.
+"""The command line: `dapod run`, `dapod evaluate`, `dapod plan`, `dapod config check|show`, …
 
 Exit status 0: done; 1: the run failed; 2: something the user must change, in one sentence on
 stderr; 128 + n: stopped by signal n.
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from dapod import config as configuration
+from dapod.cli import plan
+from dapod.cli.evaluate import arguments as arguments_of_evaluate
 from dapod.config import ConfigError, RunConfig
 
 _RUN_HELP = """\
@@ -73,8 +75,20 @@ def _parser() -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
-    config = commands.add_parser("config", help="config check FILE: is a config right?")
-    _add_check(config.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    _add_evaluate(
+        commands.add_parser(
+            "evaluate",
+            help="avg@K, pass@k and maj@K of a model on a data set",
+            description=arguments_of_evaluate.DESCRIPTION,
+            epilog=arguments_of_evaluate.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    config = commands.add_parser("config", help="config check FILE, config show FILE")
+    of_configs = config.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_check(of_configs)
+    _add_show(of_configs)
+    _add_plan(commands)
     commands.add_parser("verify", help="judge responses on stdin (dapod verify --help)")
     model = commands.add_parser("model", help="model fetch: prepare the quickstart's model")
     _add_fetch(model.add_subparsers(title="commands", metavar="COMMAND", required=True))
@@ -108,11 +122,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_run)
 
 
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    arguments_of_evaluate.add(parser)
+    _add_set(parser)
+
+
 def _add_check(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = commands.add_parser("check", help="check a config file and show what follows from it")
     parser.add_argument("config", type=Path, metavar="FILE")
     _add_set(parser)
     parser.set_defaults(command=_check)
+
+
+def _add_show(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser("show", help="every value of a config, and where it comes from")
+    parser.add_argument("config", type=Path, metavar="FILE")
+    _add_set(parser)
+    parser.set_defaults(command=_show)
 
 
 def _add_fetch(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -127,6 +153,20 @@ def _add_fetch(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="where it goes (default: %(default)s)",
     )
     parser.set_defaults(command=_fetch)
+
+
+def _add_plan(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="what fits on which GPUs, and how long a step takes",
+        description=plan.DESCRIPTION,
+        epilog=plan.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="the run's TOML file")
+    plan.add_arguments(parser)
+    _add_set(parser)
+    parser.set_defaults(command=_plan)
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -172,7 +212,10 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _check(chosen: argparse.Namespace) -> int:
+    from dapod.cli.data_report import data_report
+
     config = _load(chosen)
+    data = data_report(config)
     sizes = config.algorithm
     print(f"{chosen.config} is right: run {config.run.name}, digest {config.digest()}")
     print(
@@ -184,7 +227,19 @@ def _check(chosen: argparse.Namespace) -> int:
         f"{config.group_bytes / 1024:.0f} KiB; payloads of {config.live_payload_steps} steps "
         f"live at once"
     )
+    print(data)
     return 0
+
+
+def _show(chosen: argparse.Namespace) -> int:
+    from dapod.cli.config_values import effective
+
+    print("\n".join(effective(chosen.config, chosen.overrides)))
+    return 0
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    return plan.plan(chosen, _load(chosen))
 
 
 def _verify(arguments: Sequence[str]) -> NoReturn:

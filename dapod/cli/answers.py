@@ -45,7 +45,9 @@ def compare(config: RunConfig, last: Path, environment: Mapping[str, str]) -> li
         raise NoAnswers(f"the model takes {size >> 30} GiB, too much for a quick look")
     rows = questions(config)
     request = {
-        "messages": [row.message for row in rows],
+        "conversations": [
+            [{"role": turn.role, "content": turn.content} for turn in row.messages] for row in rows
+        ],
         "chat": config.data.chat,
         "max_new_tokens": config.sampling.max_response_tokens,
         "temperature": config.sampling.temperature,

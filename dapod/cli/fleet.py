@@ -67,8 +67,8 @@ def fleet(plan: FleetPlan) -> list[ServiceSpec]:
     """The processes of a run, in starting order. Raises `ConfigError` for a port in use."""
     names = ["buffer", "reward", *rollout_names(plan.rollouts), "trainer"]
     free = iter(free_ports(2 * len(names) + 1))
-    grpc = _ports("DAPOD_GRPC_PORT", names, plan, free)
-    ops = _ports("DAPOD_OPS_PORT", names, plan, free)
+    grpc = ports("DAPOD_GRPC_PORT", names, plan.environment, free)
+    ops = ports("DAPOD_OPS_PORT", names, plan.environment, free)
     specs = []
     redis_url = plan.redis_url
     if redis_url is None:
@@ -108,9 +108,11 @@ def _valkey(plan: FleetPlan, port: int) -> ServiceSpec:
     )
 
 
-def _ports(variable: str, names: list[str], plan: FleetPlan, free: Iterator[int]) -> dict[str, int]:
+def ports(
+    variable: str, names: list[str], environment: Mapping[str, str], free: Iterator[int]
+) -> dict[str, int]:
     """Free ones, or consecutive ones from the first that the user asked for."""
-    asked = plan.environment.get(variable)
+    asked = environment.get(variable)
     if asked:
         return dict(zip(names, consecutive_ports(variable, asked, names), strict=True))
     return {name: next(free) for name in names}

@@ -10,8 +10,8 @@ from pathlib import Path
 from dapod.cli import redis_ping, run_dir
 from dapod.cli.fleet import FleetPlan, ServiceSpec, fleet
 from dapod.cli.run_dir import RunDirectory
-from dapod.config import RunConfig
-from dapod.dataset import read_rows
+from dapod.config import RunConfig, within
+from dapod.dataset.tokenised import read_tokenised
 from dapod.model_files import check_disk, check_model
 
 EMBEDDED = "embedded"
@@ -40,6 +40,8 @@ class Prepared:
     specs: list[ServiceSpec]
     redis: str
     """The redis URL as it may be shown, or `EMBEDDED`."""
+    data: str
+    """Where the rows are from and how many are kept, in words."""
 
 
 def prepare(request: Request) -> Prepared:
@@ -48,7 +50,18 @@ def prepare(request: Request) -> Prepared:
     redis = redis_ping.masked(request.redis_url) if request.redis_url else EMBEDDED
     directory = run_dir.choose(config, given=request.run_dir, resume=request.resume, redis=redis)
     check_model(config)
-    read_rows(config.data)
+    tokenised = read_tokenised(
+        config.data,
+        model=Path(config.model.path),
+        max_prompt_tokens=config.sampling.max_prompt_tokens,
+    )
+    if config.evaluation is not None:
+        with within("evaluation"):
+            read_tokenised(
+                config.evaluation.data,
+                model=Path(config.model.path),
+                max_prompt_tokens=config.sampling.max_prompt_tokens,
+            )
     run_dir.check_ranks(config, directory.path)
     check_disk(config, directory.path)
     if request.redis_url:
@@ -60,4 +73,10 @@ def prepare(request: Request) -> Prepared:
         redis_url=request.redis_url,
         environment=request.environment,
     )
-    return Prepared(config=config, directory=directory, specs=fleet(plan), redis=redis)
+    return Prepared(
+        config=config,
+        directory=directory,
+        specs=fleet(plan),
+        redis=redis,
+        data=str(tokenised.data_set),
+    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dapod.cli.answers import Answer
-from dapod.cli.progress import duration
+from dapod.cli.service_progress import duration
 from dapod.cli.summary import Summary
 
 _COLUMN = 36
@@ -69,6 +69,8 @@ def files(run_dir: Path, summary: Summary) -> list[str]:
         (shown / "curves.png", "accuracy, informative share, entropy, length"),
         (shown / "logs", "one log a service"),
     ]
+    if (run_dir / "evaluations.jsonl").is_file():
+        found.insert(1, (shown / "evaluations.jsonl", "one line an evaluated policy"))
     if summary.policy:
         policy = shown / Path(summary.policy).relative_to(run_dir)
         found.insert(0, (policy, "the newest policy; loads in transformers and vLLM"))

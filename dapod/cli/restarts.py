@@ -4,6 +4,8 @@ At most `MAX_RESTARTS` in any `WINDOW_SECONDS`; the pause before a restart doubl
 one.
 """
 
+from collections.abc import Callable
+
 MAX_RESTARTS = 5
 WINDOW_SECONDS = 600.0
 FIRST_PAUSE_SECONDS = 0.5
@@ -29,6 +31,26 @@ class RestartBudget:
         return pause
 
     @property
+    def refusal(self) -> str:
+        """Why there is no other restart, after "it ended"."""
+        return f"again after {MAX_RESTARTS} restarts in ten minutes"
+
+    @property
     def recent(self) -> int:
         """Restarts granted within the window, as of the last grant."""
         return len(self._granted)
+
+
+class OnceReady(RestartBudget):
+    """None before `ready` says that the service has ever worked: it would fail the same way."""
+
+    def __init__(self, ready: Callable[[], bool]) -> None:
+        super().__init__()
+        self._ready = ready
+
+    def grant(self, now: float) -> float | None:
+        return super().grant(now) if self._ready() else None
+
+    @property
+    def refusal(self) -> str:
+        return super().refusal if self._ready() else "before it was ready"

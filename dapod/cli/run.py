@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from dapod.cli import redis_ping, report, screen, status
 from dapod.cli.answers import NoAnswers, compare
+from dapod.cli.evaluations import EvaluationLog, read_evaluations
 from dapod.cli.fleet import ServiceSpec
 from dapod.cli.preflight import EMBEDDED, Prepared, Request, prepare
 from dapod.cli.progress import Progress
@@ -31,6 +32,7 @@ def _run(request: Request, prepared: Prepared, lock: int) -> int:
     progress = Progress(screen=shown, steps_total=prepared.config.run.steps)
     try:
         progress.say(_headline(prepared))
+        progress.say(f"data {prepared.data}")
         end = Runner(_parts(prepared, progress)).run(lock)
     except TooManyRestarts as error:
         progress.say(f"giving up: {error}")
@@ -53,6 +55,7 @@ def _parts(prepared: Prepared, progress: Progress) -> RunnerParts:
         run_dir=directory.path,
         progress=progress,
         steps=StepLog(directory.steps_file),
+        evaluations=EvaluationLog(directory.evaluations_file),
         ask_status=lambda: status.ask(address, directory.run_id, config.digest()),
         wait_first=lambda: _answers(redis_url),
     )
@@ -94,7 +97,8 @@ def _finished(request: Request, prepared: Prepared, end: RunEnd) -> int:
         # Slow to import, and only needed here.
         from dapod.cli.curves import draw_curves
 
-        draw_curves(rows, directory.run_id, directory.path / "curves.png")
+        evaluated = read_evaluations(directory.evaluations_file)
+        draw_curves(rows, evaluated, directory.run_id, directory.path / "curves.png")
     _print_section("", report.learned(summary) + report.unsound(summary))
     _print_answers(prepared, summary)
     _print_section("files", report.files(directory.path, summary))

@@ -1,29 +1,26 @@
 """The run directory: whose it is, whether a run may begin or go on in it, and one runner at a time.
 
-    config.toml  run.json  steps.jsonl  summary.json  curves.png  services.json (while it runs)
-    logs/  policies/  checkpoints/  valkey/
+    config.toml  run.json  steps.jsonl  evaluations.jsonl  summary.json  curves.png
+    services.json (while it runs)  logs/  policies/  checkpoints/  valkey/
 
 `choose` only looks; nothing is written before `RunDirectory.open`.
 """
 
-import fcntl
 import json
-import os
 import secrets
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from dapod.cli.lock import locked
 from dapod.config import ConfigError, RunConfig
 from dapod.model_files import read_json
-
-_LOCK_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +36,10 @@ class RunDirectory:
         return self.path / "steps.jsonl"
 
     @property
+    def evaluations_file(self) -> Path:
+        return self.path / "evaluations.jsonl"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
@@ -46,7 +47,7 @@ class RunDirectory:
         """Makes the directory and writes down what runs in it; `redis` without its password."""
         for name in ("logs", "policies", "checkpoints", "valkey"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        (self.path / "config.toml").write_text(tomli_w.dumps(config.model_dump(mode="json")))
+        (self.path / "config.toml").write_text(_toml(config))
         if not self.resumed:
             body = {
                 "run_id": self.run_id,
@@ -56,24 +57,9 @@ class RunDirectory:
             }
             (self.path / "run.json").write_text(json.dumps(body, indent=1) + "\n")
 
-    @contextmanager
-    def locked(self) -> Iterator[int]:
-        """Holds the directory; gives the lock's descriptor.
-
-        A runner that was killed leaves the lock to its reaper, so this waits a few seconds.
-        Raises `ConfigError` when somebody keeps it.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while not _try_lock(file.fileno()):
-                if time.monotonic() > deadline:
-                    raise ConfigError(_in_use(self.path, (self.path / ".lock").read_text()))
-                time.sleep(0.1)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield file.fileno()
+    def locked(self) -> AbstractContextManager[int]:
+        """Holds the directory; gives the lock's descriptor. Raises `ConfigError`."""
+        return locked(self.path, "run")
 
 
 def choose(
@@ -136,16 +122,22 @@ def _changes(config: RunConfig, file: Path) -> Iterator[str]:
         theirs = tomllib.loads(file.read_text())
     except (OSError, tomllib.TOMLDecodeError):
         return
-    for section, ours in config.model_dump(mode="json").items():
+    for section, ours in config.model_dump(mode="json", exclude={"evaluation"}).items():
         for key, value in ours.items():
             old = theirs.get(section, {}).get(key)
             counts = (
                 section in ("data", "sampling", "algorithm", "optimiser", "model") or key == "seed"
             )
+            if key == "preset":
+                continue  # only a name; what it set stands among the other keys
             if key == "path" and old is not None:
                 old, value = Path(old).name, Path(value).name
             if counts and old != value:
                 yield f"{section}.{key} is {old!r} there and {value!r} here"
+
+
+def _toml(config: RunConfig) -> str:
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def _check_redis(path: Path, known: dict[str, Any], redis: str) -> None:
@@ -203,15 +195,3 @@ def _is_empty_dir(path: Path) -> bool:
 
 def _new_id(config: RunConfig) -> str:
     return f"{config.run.name}-{secrets.token_hex(3)}"
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _in_use(path: Path, pid: str) -> str:
-    return f"{path} is in use by another dapod run (process {pid.strip() or 'unknown'})"

@@ -6,21 +6,21 @@ The services, the question whether the run has finished and the screen are given
 none of them.
 """
 
-import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
+from dapod.cli.evaluations import EvaluationLog
 from dapod.cli.fleet import ServiceSpec
 from dapod.cli.guard import Guard
-from dapod.cli.progress import Progress, ServiceView
+from dapod.cli.progress import Progress
 from dapod.cli.readiness import Readiness, ReadinessPoll
+from dapod.cli.service_progress import view_of
+from dapod.cli.signals import Signals
 from dapod.cli.status import RunStatus
 from dapod.cli.steps import StepLog
 from dapod.cli.supervisor import Supervisor
@@ -40,6 +40,7 @@ class RunnerParts:
     run_dir: Path
     progress: Progress
     steps: StepLog
+    evaluations: EvaluationLog
     ask_status: Callable[[], RunStatus | None]
     """None when the buffer does not answer now."""
     wait_first: Callable[[], bool] = lambda: True
@@ -67,7 +68,7 @@ class Runner:
         self._parts = parts
         self._token = uuid.uuid4().hex
         self._woken = threading.Event()
-        self._signals: list[int] = []
+        self._signals = Signals(self._woken)
         self._supervisor = Supervisor(
             parts.specs,
             may_end=parts.ends_the_run,
@@ -79,15 +80,15 @@ class Runner:
     def run(self, lock_descriptor: int | None = None) -> RunEnd:
         """Raises `ConfigError` for what the user must change and `TooManyRestarts`."""
         began = time.monotonic()
-        with self._signals_caught(), Guard(self._token, lock_descriptor) as guard:
+        with self._signals.caught(), Guard(self._token, lock_descriptor) as guard:
             try:
                 status = self._watch(guard)
             finally:
                 self._stop()
         return RunEnd(
-            ended="stopped" if self._signals else "finished",
+            ended="stopped" if self._signals.came else "finished",
             status=status,
-            signal_number=self._signals[0] if self._signals else 0,
+            signal_number=self._signals.numbers[0] if self._signals.came else 0,
             seconds=time.monotonic() - began,
             restarts=self._supervisor.restarts,
         )
@@ -100,7 +101,7 @@ class Runner:
         self._supervisor.start(others)
         ops_ports = {spec.name: spec.ops_port for spec in self._parts.specs if spec.ops_port}
         with ReadinessPoll(ops_ports) as readiness:
-            while not self._signals:
+            while not self._signals.came:
                 if not guard.check():
                     self._parts.progress.say(
                         "the reaper had died; another one watches this run now"
@@ -116,7 +117,7 @@ class Runner:
 
     def _wait_for(self, first: str) -> None:
         deadline = time.monotonic() + _FIRST_SECONDS
-        while not self._signals and not self._parts.wait_first():
+        while not self._signals.came and not self._parts.wait_first():
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{first} does not answer after {_FIRST_SECONDS:.0f} s")
             self._supervisor.poll()
@@ -124,28 +125,16 @@ class Runner:
 
     def _show(self, answers: dict[str, Readiness]) -> None:
         parts = self._parts
+        parts.progress.evaluations(parts.evaluations.news())
         parts.progress.steps(parts.steps.news(), parts.steps.rows)
         parts.progress.services(
-            [self._view(spec, answers) for spec in parts.specs], parts.steps.rows
-        )
-
-    def _view(self, spec: ServiceSpec, answers: dict[str, Readiness]) -> ServiceView:
-        started = self._supervisor.started(spec.name)
-        pause_left = self._supervisor.pause_left(spec.name)
-        answer = answers.get(spec.name)
-        current = answer is not None and pause_left is None and answer.asked > started
-        return ServiceView(
-            name=spec.name,
-            started=started,
-            readiness=answer if current else None,
-            pause_left=pause_left,
-            has_pages=spec.ops_port is not None,
+            [view_of(spec, self._supervisor, answers) for spec in parts.specs], parts.steps.rows
         )
 
     def _end(self) -> tuple[bool, RunStatus | None]:
         """The trainer is done: whether the run is, and what the buffer counted."""
         deadline = time.monotonic() + _STATUS_SECONDS
-        while time.monotonic() < deadline and not self._signals:
+        while time.monotonic() < deadline and not self._signals.came:
             status = self._parts.ask_status()
             if status is not None and status.finished:
                 return True, status
@@ -163,24 +152,6 @@ class Runner:
         try:
             self._parts.progress.say("stopping")
         finally:  # saying it fails when nobody reads the output any more
-            gone = self._supervisor.stop(hurry=lambda: len(self._signals) > 1)
+            gone = self._supervisor.stop(hurry=lambda: self._signals.hurry)
         if not gone:
             self._parts.progress.say("some processes of this run could not be killed")
-
-    @contextmanager
-    def _signals_caught(self) -> Iterator[None]:
-        """The first signal asks for an orderly end, a second one hurries it."""
-
-        def note(number: int, _: FrameType | None) -> None:
-            self._signals.append(number)
-            self._woken.set()
-
-        before = {
-            number: signal.signal(number, note)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

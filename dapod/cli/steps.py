@@ -4,11 +4,12 @@ The trainer writes it, one line a step; after a crash it cuts the file back to t
 goes on.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dapod.cli.json_rows import Stamp, read_rows, stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +69,7 @@ def _number(value: float | None) -> float:
 
 def read_steps(file: Path) -> list[StepRow]:
     """All whole lines; one that is just being written is left for the next time."""
-    try:
-        text = file.read_text()
-    except FileNotFoundError:
-        return []
-    whole = text[: text.rfind("\n") + 1]
-    return [StepRow.from_json(json.loads(line)) for line in whole.splitlines() if line.strip()]
+    return [StepRow.from_json(raw) for raw in read_rows(file)]
 
 
 class StepLog:
@@ -81,7 +77,7 @@ class StepLog:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: Stamp | None = None
         self.rows: Sequence[StepRow] = ()
         self._seen: set[tuple[int, float]] = set()
         # A run that goes on begins with rows nobody needs to be told of.
@@ -89,18 +85,11 @@ class StepLog:
 
     def news(self) -> list[StepRow]:
         """Rows that were not there at the last call."""
-        stamp = self._stat()
-        if stamp == self._stamp:
+        now = stamp(self._file)
+        if now == self._stamp:
             return []
-        self._stamp = stamp
+        self._stamp = now
         self.rows = read_steps(self._file)
         new = [row for row in self.rows if (row.step, row.time_unix) not in self._seen]
         self._seen.update((row.step, row.time_unix) for row in new)
         return new
-
-    def _stat(self) -> tuple[int, int, int] | None:
-        try:
-            stat = self._file.stat()
-        except FileNotFoundError:
-            return None
-        return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -27,7 +27,7 @@ _REASON_CHARACTERS = 100
 
 
 class TooManyRestarts(RuntimeError):
-    """A service keeps dying; the message ends with the end of its log."""
+    """A service keeps dying, or never lived; the message ends with the end of its log."""
 
 
 class Supervisor:
@@ -150,10 +150,8 @@ class Supervisor:
     def _end_of_log(self, name: str, reason: str) -> str:
         child = self._children[name]
         lines = "\n".join(f"    {line}" for line in child.last_lines(_TAIL_LINES))
-        return (
-            f"{name} ended again ({reason}) after {MAX_RESTARTS} restarts in ten minutes; "
-            f"the end of {child.log}:\n{lines}"
-        )
+        why = f"{name} ended ({reason}) {self._budgets[name].refusal}"
+        return f"{why}; the end of {child.log}:\n{lines}"
 
     def _write_addresses(self) -> None:
         """services.json: what runs where, for people, scrapers and tests. Never half-written."""

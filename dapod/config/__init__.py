@@ -7,7 +7,9 @@ refused.
 Example: `load(Path("configs/quickstart.toml"), ["run.steps=4"])`.
 """
 
-from dapod.config.load import ConfigError, load, parse
+from dapod.config.eval_config import EvalConfig
+from dapod.config.evaluation import Evaluation
+from dapod.config.load import ConfigError, load, parse, within
 from dapod.config.run_config import MAX_GROUP_BYTES, RunConfig
 from dapod.config.sections import (
     Algorithm,
@@ -28,6 +30,8 @@ __all__ = [
     "Buffer",
     "ConfigError",
     "Data",
+    "EvalConfig",
+    "Evaluation",
     "Model",
     "Optimiser",
     "Reward",
@@ -38,4 +42,5 @@ __all__ = [
     "Trainer",
     "load",
     "parse",
+    "within",
 ]

@@ -1,21 +1,36 @@
-"""A TOML file and `--set` overrides -> a checked `RunConfig`, or one sentence for each mistake."""
+"""A TOML file and `--set` overrides -> a checked config, or one sentence for each mistake."""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
 from dapod.config.run_config import RunConfig
 from dapod.config.sections import Section
+from dapod.config.source import LocalSource, parse_source
+
+Kind = TypeVar("Kind", bound=Section)
+"""A whole file's type: `RunConfig` or another root."""
 
 
 class ConfigError(ValueError):
     """What the user gave cannot work; the message says what to change. Exit status 2."""
+
+
+@contextmanager
+def within(table: str) -> Iterator[None]:
+    """What is said of a table's key is said of the key of the table it lies in."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(f"{table}.{text}" if text.startswith("data.") else text) from error
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -23,56 +38,81 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises `ConfigError` with one sentence for each mistake.
     """
+    raw = read(path)
+    for override in overrides:
+        apply(raw, override)
+    resolve_paths(raw, path.resolve().parent)
+    return parse(raw, str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The TOML document as it stands, unchecked. `ConfigError` when it is none."""
     try:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     try:
-        raw = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for override in overrides:
-        _apply(raw, override)
-    _resolve_paths(raw, path.resolve().parent)
-    return parse(raw, str(path))
 
 
 def parse(raw: dict[str, Any], source: str) -> RunConfig:
     """Checks a parsed TOML document; `source` stands in error messages."""
+    return parse_as(RunConfig, raw, source)
+
+
+def parse_as(kind: type[Kind], raw: dict[str, Any], source: str) -> Kind:
+    """The same for a file of another kind."""
     try:
-        return RunConfig.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        lines = [_sentence(dict(detail)) for detail in error.errors()]
+        lines = [_sentence(kind, dict(detail)) for detail in error.errors()]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from error
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply(raw: dict[str, Any], override: str) -> None:
+    """Changes one setting of the document, written as `section.key=value`."""
     key, separator, value = override.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not separator or not dot or not name:
+    *tables, name = key.strip().split(".")
+    if not separator or not tables or not all([*tables, name]):
         raise ConfigError(f"--set {override}: write it as section.key=value")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
-    table = raw.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"--set {override}: {section} is not a section")
+    table = raw
+    for section in tables:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {section} is not a section")
     table[name] = parsed
 
 
-def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
+def resolve_paths(raw: dict[str, Any], base: Path) -> None:
     """A relative model or data path means beside the config file, wherever one stands."""
-    for section in ("model", "data"):
-        table = raw.get(section)
+    evaluation = raw.get("evaluation")
+    problems = evaluation.get("data") if isinstance(evaluation, dict) else None
+    model = raw.get("model")
+    for table in (model, raw.get("data"), problems):
         if isinstance(table, dict) and isinstance(table.get("path"), str):
+            if table is not model and not is_local(table["path"]):
+                continue
             table["path"] = str((base / table["path"]).resolve())
 
 
-def _sentence(detail: dict[str, Any]) -> str:
+def is_local(path: str) -> bool:
+    """Whether `data.path` names files of this machine."""
+    try:
+        return isinstance(parse_source(path), LocalSource)
+    except ValueError:
+        return False  # said where the table is checked
+
+
+def _sentence(kind: type[Section], detail: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {where}{_nearest(detail['loc'])}"
+        return f"unknown key {where}{_nearest(kind, detail['loc'])}"
     if detail["type"] == "missing":
         return f"{where} is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
@@ -81,14 +121,23 @@ def _sentence(detail: dict[str, Any]) -> str:
     return f"{where} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _nearest(location: tuple[Any, ...]) -> str:
-    known = RunConfig.model_fields
-    if len(location) > 1:
-        section = known[str(location[0])].annotation
-        assert isinstance(section, type) and issubclass(section, Section)
-        known = section.model_fields
+def _nearest(kind: type[Section], location: tuple[Any, ...]) -> str:
+    known = _section(kind, location[:-1]).model_fields
     close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     prefix = "".join(f"{part}." for part in location[:-1])
     if close:
         return f" (did you mean {prefix}{close[0]}?)"
     return f" (known here: {', '.join(sorted(known))})"
+
+
+def _section(kind: type[Section], location: tuple[Any, ...]) -> type[Section]:
+    section = kind
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        # A table that may be left out is `Section | None`.
+        (section,) = (
+            one
+            for one in (annotation, *get_args(annotation))
+            if isinstance(one, type) and issubclass(one, Section)
+        )
+    return section

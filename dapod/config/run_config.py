@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
+from dapod.config import presets
+from dapod.config.evaluation import Evaluation
 from dapod.config.sections import (
     Algorithm,
     Buffer,
@@ -40,6 +43,12 @@ class RunConfig(Section):
     rollout: RolloutEngine
     reward: Reward = Reward()
     buffer: Buffer = Buffer()
+    evaluation: Evaluation | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, raw: Any) -> Any:
+        return presets.filled(raw) if isinstance(raw, Mapping) else raw
 
     @model_validator(mode="after")
     def _rules_between_sections(self) -> Self:
@@ -74,10 +83,44 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _an_evaluated_problem_fits_a_message(self) -> Self:
+        evaluation = self.evaluation
+        if evaluation is None:
+            return self
+        size = evaluation.samples * (8 * self.evaluation_response_tokens + 256)
+        if size > MAX_GROUP_BYTES:
+            raise ValueError(
+                f"{evaluation.samples} answers of {self.evaluation_response_tokens} tokens take "
+                f"{size >> 20} MiB, more than one message carries ({MAX_GROUP_BYTES >> 20} MiB): "
+                f"lower evaluation.samples or evaluation.max_response_tokens"
+            )
+        return self
+
     @property
     def tokens_per_rollout(self) -> int:
         """Longest prompt with the longest response."""
         return self.sampling.max_prompt_tokens + self.sampling.max_response_tokens
+
+    @property
+    def evaluation_response_tokens(self) -> int:
+        """Longest response of an evaluation."""
+        own = None if self.evaluation is None else self.evaluation.max_response_tokens
+        return own or self.sampling.max_response_tokens
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest prompt with the longest response, of training or evaluation."""
+        longest = max(self.sampling.max_response_tokens, self.evaluation_response_tokens)
+        return self.sampling.max_prompt_tokens + longest
+
+    @property
+    def verifiers(self) -> list[str]:
+        """Those of training and evaluation, each once."""
+        named = [self.data.verifier]
+        if self.evaluation is not None:
+            named.append(self.evaluation.data.verifier)
+        return list(dict.fromkeys(named))
 
     @property
     def group_bytes(self) -> int:
@@ -97,14 +140,16 @@ class RunConfig(Section):
     def digest(self) -> str:
         """Hex digest over every setting that changes what is learned.
 
-        Left out: the run's length, and how much of a machine each part takes.
+        Left out: the run's length, its evaluations, and how much of a machine each part takes.
         """
         learned = self.model_dump(
             include={"model", "data", "sampling", "algorithm", "optimiser"}, mode="json"
         )
         learned["seed"] = self.run.seed
-        for section in ("model", "data"):
-            # Where the files lie is the machine's business; moving them must not end a run.
-            learned[section]["path"] = Path(learned[section]["path"]).name
+        # What a preset was called changes nothing; what it set stands among the values.
+        del learned["algorithm"]["preset"]
+        # Where the files lie is the machine's business; moving them must not end a run.
+        learned["model"]["path"] = Path(self.model.path).name
+        learned["data"]["path"] = self.data.source.identity
         text = json.dumps(learned, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

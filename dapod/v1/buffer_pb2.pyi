@@ -66,6 +66,8 @@ class _PurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Purpose.Value
     """Never sent; a reader refuses it."""
     PURPOSE_TRAIN: _Purpose.ValueType  # 1
     """To be trained on."""
+    PURPOSE_EVALUATE: _Purpose.ValueType  # 2
+    """To be counted in the evaluation of the policy the pod has loaded, and never trained on."""
 
 class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper):
     """Purpose says what the rollouts of a lease are for."""
@@ -74,6 +76,8 @@ PURPOSE_UNSPECIFIED: Purpose.ValueType  # 0
 """Never sent; a reader refuses it."""
 PURPOSE_TRAIN: Purpose.ValueType  # 1
 """To be trained on."""
+PURPOSE_EVALUATE: Purpose.ValueType  # 2
+"""To be counted in the evaluation of the policy the pod has loaded, and never trained on."""
 Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
 
 class _Disposition:
@@ -87,15 +91,23 @@ class _DispositionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dispositi
     DISPOSITION_KEPT: _Disposition.ValueType  # 1
     """Informative: it will be trained."""
     DISPOSITION_ALL_CORRECT: _Disposition.ValueType  # 2
-    """Uniform: every judged rollout is correct. Dropped, the slot is free."""
+    """Uniform: every judged rollout is correct. Dropped, the slot is free; without dynamic sampling it is
+    trained.
+    """
     DISPOSITION_ALL_WRONG: _Disposition.ValueType  # 3
-    """Uniform: every judged rollout is wrong. Dropped, the slot is free."""
+    """Uniform: every judged rollout is wrong. Dropped, the slot is free; without dynamic sampling it is
+    trained.
+    """
     DISPOSITION_FAILED: _Disposition.ValueType  # 4
     """Fewer than two rollouts were judged. Dropped, the slot is free."""
     DISPOSITION_DUPLICATE: _Disposition.ValueType  # 5
     """Another submission for the same group came first."""
     DISPOSITION_EXPIRED: _Disposition.ValueType  # 6
-    """The lease had expired and there is no room left for its policy version; the prompt is queued."""
+    """The lease had expired and there is no room left for its policy version; the prompt is queued.
+    For an evaluation: it is over, or dropped.
+    """
+    DISPOSITION_EVALUATED: _Disposition.ValueType  # 7
+    """A problem of an evaluation: its result is counted."""
 
 class Disposition(_Disposition, metaclass=_DispositionEnumTypeWrapper):
     """Disposition is what became of a submitted group."""
@@ -105,15 +117,23 @@ DISPOSITION_UNSPECIFIED: Disposition.ValueType  # 0
 DISPOSITION_KEPT: Disposition.ValueType  # 1
 """Informative: it will be trained."""
 DISPOSITION_ALL_CORRECT: Disposition.ValueType  # 2
-"""Uniform: every judged rollout is correct. Dropped, the slot is free."""
+"""Uniform: every judged rollout is correct. Dropped, the slot is free; without dynamic sampling it is
+trained.
+"""
 DISPOSITION_ALL_WRONG: Disposition.ValueType  # 3
-"""Uniform: every judged rollout is wrong. Dropped, the slot is free."""
+"""Uniform: every judged rollout is wrong. Dropped, the slot is free; without dynamic sampling it is
+trained.
+"""
 DISPOSITION_FAILED: Disposition.ValueType  # 4
 """Fewer than two rollouts were judged. Dropped, the slot is free."""
 DISPOSITION_DUPLICATE: Disposition.ValueType  # 5
 """Another submission for the same group came first."""
 DISPOSITION_EXPIRED: Disposition.ValueType  # 6
-"""The lease had expired and there is no room left for its policy version; the prompt is queued."""
+"""The lease had expired and there is no room left for its policy version; the prompt is queued.
+For an evaluation: it is over, or dropped.
+"""
+DISPOSITION_EVALUATED: Disposition.ValueType  # 7
+"""A problem of an evaluation: its result is counted."""
 Global___Disposition: _TypeAlias = Disposition  # noqa: Y015
 
 @_typing.final
@@ -173,7 +193,7 @@ class Lease(_message.Message):
     lease_id: _builtins.str
     """lease_id is new at every grant of the prompt."""
     group_id: _builtins.str
-    """group_id is prompt x epoch."""
+    """group_id is prompt x epoch, or policy x problem for an evaluation."""
     purpose: Global___Purpose.ValueType
     """purpose of the work."""
     prompt_token_ids: _builtins.bytes
@@ -265,7 +285,9 @@ class LeasePromptsResponse(_message.Message):
 
     @_builtins.property
     def policy(self) -> _types_pb2.PolicyVersion:
-        """policy is the newest published version, the one to load; absent before version 0."""
+        """policy is the one to load: the newest published version, or the one under evaluation for a pod that
+        takes part in it; absent before version 0.
+        """
 
     def __init__(
         self,
@@ -489,14 +511,15 @@ class SamplingStats(_message.Message):
     ROLLOUTS_TRUNCATED_FIELD_NUMBER: _builtins.int
     TOKENS_GENERATED_FIELD_NUMBER: _builtins.int
     REWARD_SUM_FIELD_NUMBER: _builtins.int
+    SECONDS_EVALUATE_FIELD_NUMBER: _builtins.int
     groups_leased: _builtins.int
     """groups_leased granted."""
     groups_kept: _builtins.int
     """groups_kept as informative."""
     groups_all_correct: _builtins.int
-    """groups_all_correct dropped."""
+    """groups_all_correct sampled; dropped with dynamic sampling."""
     groups_all_wrong: _builtins.int
-    """groups_all_wrong dropped."""
+    """groups_all_wrong sampled; dropped with dynamic sampling."""
     groups_failed: _builtins.int
     """groups_failed dropped, with fewer than two judged rollouts."""
     groups_stale: _builtins.int
@@ -513,6 +536,10 @@ class SamplingStats(_message.Message):
     """tokens_generated in responses."""
     reward_sum: _builtins.float
     """reward_sum over judged rollouts."""
+    seconds_evaluate: _builtins.float
+    """seconds_evaluate is the time during which a pod held leases of an evaluation. Nothing else here counts
+    evaluations.
+    """
     def __init__(
         self,
         *,
@@ -528,10 +555,11 @@ class SamplingStats(_message.Message):
         rollouts_truncated: _builtins.int = ...,
         tokens_generated: _builtins.int = ...,
         reward_sum: _builtins.float = ...,
+        seconds_evaluate: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups_all_correct", b"groups_all_correct", "groups_all_wrong", b"groups_all_wrong", "groups_failed", b"groups_failed", "groups_kept", b"groups_kept", "groups_leased", b"groups_leased", "groups_stale", b"groups_stale", "reward_sum", b"reward_sum", "rollouts", b"rollouts", "rollouts_correct", b"rollouts_correct", "rollouts_judged", b"rollouts_judged", "rollouts_truncated", b"rollouts_truncated", "tokens_generated", b"tokens_generated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups_all_correct", b"groups_all_correct", "groups_all_wrong", b"groups_all_wrong", "groups_failed", b"groups_failed", "groups_kept", b"groups_kept", "groups_leased", b"groups_leased", "groups_stale", b"groups_stale", "reward_sum", b"reward_sum", "rollouts", b"rollouts", "rollouts_correct", b"rollouts_correct", "rollouts_judged", b"rollouts_judged", "rollouts_truncated", b"rollouts_truncated", "seconds_evaluate", b"seconds_evaluate", "tokens_generated", b"tokens_generated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -820,7 +848,7 @@ class CommitStepResponse(_message.Message):
     """state of the run after the commit."""
     @_builtins.property
     def policies_in_use(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.PolicyVersion]:
-        """policies_in_use are loaded or being loaded by live rollout pods."""
+        """policies_in_use are loaded or being loaded by live rollout pods, or to be evaluated."""
 
     @_builtins.property
     def sampling(self) -> Global___SamplingStats:
@@ -900,6 +928,7 @@ class ResumeRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    EVALUATED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> _types_pb2.RunIdentity:
         """run is checked first."""
@@ -912,16 +941,21 @@ class ResumeRequest(_message.Message):
     def ledger(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerEntry]:
         """ledger of steps 0..checkpoint_step-1 from the checkpoint: rebuilds what Redis lost."""
 
+    @_builtins.property
+    def evaluated(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.PolicyVersion]:
+        """evaluated names the policies whose evaluation the trainer has on disk: none is evaluated again."""
+
     def __init__(
         self,
         *,
         run: _types_pb2.RunIdentity | None = ...,
         policy: _types_pb2.PolicyVersion | None = ...,
         ledger: _abc.Iterable[Global___LedgerEntry] | None = ...,
+        evaluated: _abc.Iterable[_types_pb2.PolicyVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "policy", b"policy", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluated", b"evaluated", "ledger", b"ledger", "policy", b"policy", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -956,6 +990,198 @@ class ResumeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeResponse: _TypeAlias = ResumeResponse  # noqa: Y015
+
+@_typing.final
+class EvaluatedProblem(_message.Message):
+    """EvaluatedProblem is what the answers to one problem came to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    RESPONSE_TOKENS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    problem: _builtins.int
+    """problem counts the rows of evaluation.data from 0."""
+    response_tokens: _builtins.int
+    """response_tokens in all answers together."""
+    truncated: _builtins.int
+    """truncated answers, cut at the length limit."""
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Verdict]:
+        """verdicts of all answers; what was extracted may be cut short."""
+
+    def __init__(
+        self,
+        *,
+        problem: _builtins.int = ...,
+        verdicts: _abc.Iterable[_types_pb2.Verdict] | None = ...,
+        response_tokens: _builtins.int = ...,
+        truncated: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "response_tokens", b"response_tokens", "truncated", b"truncated", "verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluatedProblem: _TypeAlias = EvaluatedProblem  # noqa: Y015
+
+@_typing.final
+class Evaluation(_message.Message):
+    """Evaluation is one that has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    DROPPED_BECAUSE_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    problems: _builtins.int
+    """problems of the data set."""
+    dropped_because: _builtins.str
+    """dropped_because says why not all were done; empty when all were."""
+    seconds: _builtins.float
+    """seconds from the first lease to the end; 0 when nothing was leased."""
+    @_builtins.property
+    def policy(self) -> _types_pb2.PolicyVersion:
+        """policy that was evaluated."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvaluatedProblem]:
+        """results of the problems that were done, in order."""
+
+    def __init__(
+        self,
+        *,
+        policy: _types_pb2.PolicyVersion | None = ...,
+        problems: _builtins.int = ...,
+        results: _abc.Iterable[Global___EvaluatedProblem] | None = ...,
+        dropped_because: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_because", b"dropped_because", "policy", b"policy", "problems", b"problems", "results", b"results", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
+
+@_typing.final
+class FetchEvaluationsRequest(_message.Message):
+    """FetchEvaluationsRequest asks for results."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    EVALUATED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> _types_pb2.RunIdentity:
+        """run is checked first."""
+
+    @_builtins.property
+    def evaluated(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.PolicyVersion]:
+        """evaluated names the policies whose results the caller has on disk."""
+
+    def __init__(
+        self,
+        *,
+        run: _types_pb2.RunIdentity | None = ...,
+        evaluated: _abc.Iterable[_types_pb2.PolicyVersion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluated", b"evaluated", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchEvaluationsRequest: _TypeAlias = FetchEvaluationsRequest  # noqa: Y015
+
+@_typing.final
+class FetchEvaluationsResponse(_message.Message):
+    """FetchEvaluationsResponse holds at most one evaluation: ask on until there is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    open: _builtins.int
+    """open evaluations, under way or waiting for their turn."""
+    waiting_for: _builtins.str
+    """waiting_for says in words what the open ones wait for."""
+    @_builtins.property
+    def evaluation(self) -> Global___Evaluation:
+        """evaluation that the caller did not name."""
+
+    def __init__(
+        self,
+        *,
+        evaluation: Global___Evaluation | None = ...,
+        open: _builtins.int = ...,
+        waiting_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "evaluation", b"evaluation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "evaluation", b"evaluation", "open", b"open", "waiting_for", b"waiting_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__evaluation: _TypeAlias = _typing.Literal["evaluation"]  # noqa: Y015
+    _WhichOneofArgType__evaluation: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__evaluation) -> _WhichOneofReturnType__evaluation | None: ...
+
+Global___FetchEvaluationsResponse: _TypeAlias = FetchEvaluationsResponse  # noqa: Y015
+
+@_typing.final
+class EvaluationStatus(_message.Message):
+    """EvaluationStatus counts where the problems of open evaluations are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    PROBLEMS_QUEUED_FIELD_NUMBER: _builtins.int
+    PROBLEMS_LEASED_FIELD_NUMBER: _builtins.int
+    PROBLEMS_DONE_FIELD_NUMBER: _builtins.int
+    PROBLEMS_DROPPED_FIELD_NUMBER: _builtins.int
+    PODS_FIELD_NUMBER: _builtins.int
+    CONSERVATION_ERROR_FIELD_NUMBER: _builtins.int
+    problems_queued: _builtins.int
+    """problems_queued wait for a lease."""
+    problems_leased: _builtins.int
+    """problems_leased are being worked on."""
+    problems_done: _builtins.int
+    """problems_done have a result."""
+    problems_dropped: _builtins.int
+    """problems_dropped so far, of evaluations that ended before all were done."""
+    pods: _builtins.int
+    """pods that take part."""
+    conservation_error: _builtins.int
+    """conservation_error of the open evaluations' problems: 0 unless something was lost or doubled."""
+    @_builtins.property
+    def policy(self) -> _types_pb2.PolicyVersion:
+        """policy under evaluation; absent when there is none."""
+
+    def __init__(
+        self,
+        *,
+        policy: _types_pb2.PolicyVersion | None = ...,
+        problems_queued: _builtins.int = ...,
+        problems_leased: _builtins.int = ...,
+        problems_done: _builtins.int = ...,
+        problems_dropped: _builtins.int = ...,
+        pods: _builtins.int = ...,
+        conservation_error: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_policy", b"_policy", "policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_policy", b"_policy", "conservation_error", b"conservation_error", "pods", b"pods", "policy", b"policy", "problems_done", b"problems_done", "problems_dropped", b"problems_dropped", "problems_leased", b"problems_leased", "problems_queued", b"problems_queued"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__policy: _TypeAlias = _typing.Literal["policy"]  # noqa: Y015
+    _WhichOneofArgType__policy: _TypeAlias = _typing.Literal["_policy", b"_policy"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy) -> _WhichOneofReturnType__policy | None: ...
+
+Global___EvaluationStatus: _TypeAlias = EvaluationStatus  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):
@@ -1006,6 +1232,7 @@ class GetStatusResponse(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     GROUPS_STALE_EVER_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     state: Global___RunState.ValueType
     """state of the run."""
     end_reason: _builtins.str
@@ -1050,6 +1277,10 @@ class GetStatusResponse(_message.Message):
     def sampling(self) -> Global___SamplingStats:
         """sampling since the last commit."""
 
+    @_builtins.property
+    def evaluation(self) -> Global___EvaluationStatus:
+        """evaluation counts apart from all groups above."""
+
     def __init__(
         self,
         *,
@@ -1072,10 +1303,11 @@ class GetStatusResponse(_message.Message):
         workers: _abc.Iterable[Global___Worker] | None = ...,
         sampling: Global___SamplingStats | None = ...,
         groups_stale_ever: _builtins.int = ...,
+        evaluation: Global___EvaluationStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_policy", b"_policy", "policy", b"policy", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_policy", b"_policy", "evaluation", b"evaluation", "policy", b"policy", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_policy", b"_policy", "capacity_groups", b"capacity_groups", "checkpoint_step", b"checkpoint_step", "conservation_error", b"conservation_error", "end_reason", b"end_reason", "groups_batched", b"groups_batched", "groups_dropped_all_correct", b"groups_dropped_all_correct", "groups_dropped_all_wrong", b"groups_dropped_all_wrong", "groups_dropped_failed", b"groups_dropped_failed", "groups_leased", b"groups_leased", "groups_queued", b"groups_queued", "groups_ready", b"groups_ready", "groups_stale_ever", b"groups_stale_ever", "groups_trained", b"groups_trained", "next_step", b"next_step", "payload_bytes", b"payload_bytes", "policy", b"policy", "sampling", b"sampling", "state", b"state", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_policy", b"_policy", "capacity_groups", b"capacity_groups", "checkpoint_step", b"checkpoint_step", "conservation_error", b"conservation_error", "end_reason", b"end_reason", "evaluation", b"evaluation", "groups_batched", b"groups_batched", "groups_dropped_all_correct", b"groups_dropped_all_correct", "groups_dropped_all_wrong", b"groups_dropped_all_wrong", "groups_dropped_failed", b"groups_dropped_failed", "groups_leased", b"groups_leased", "groups_queued", b"groups_queued", "groups_ready", b"groups_ready", "groups_stale_ever", b"groups_stale_ever", "groups_trained", b"groups_trained", "next_step", b"next_step", "payload_bytes", b"payload_bytes", "policy", b"policy", "sampling", b"sampling", "state", b"state", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__policy: _TypeAlias = _typing.Literal["policy"]  # noqa: Y015
     _WhichOneofArgType__policy: _TypeAlias = _typing.Literal["_policy", b"_policy"]  # noqa: Y015

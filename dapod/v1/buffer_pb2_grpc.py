@@ -80,6 +80,11 @@ class BufferServiceStub:
                 request_serializer=dapod_dot_v1_dot_buffer__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=dapod_dot_v1_dot_buffer__pb2.ResumeResponse.FromString,
                 _registered_method=True)
+        self.FetchEvaluations = channel.unary_unary(
+                '/dapod.v1.BufferService/FetchEvaluations',
+                request_serializer=dapod_dot_v1_dot_buffer__pb2.FetchEvaluationsRequest.SerializeToString,
+                response_deserializer=dapod_dot_v1_dot_buffer__pb2.FetchEvaluationsResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/dapod.v1.BufferService/GetStatus',
                 request_serializer=dapod_dot_v1_dot_buffer__pb2.GetStatusRequest.SerializeToString,
@@ -158,6 +163,14 @@ class BufferServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchEvaluations(self, request, context):
+        """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
+        time, and frees those it has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """GetStatus counts everything, for people, tools and tests.
         """
@@ -212,6 +225,11 @@ def add_BufferServiceServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=dapod_dot_v1_dot_buffer__pb2.ResumeRequest.FromString,
                     response_serializer=dapod_dot_v1_dot_buffer__pb2.ResumeResponse.SerializeToString,
+            ),
+            'FetchEvaluations': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchEvaluations,
+                    request_deserializer=dapod_dot_v1_dot_buffer__pb2.FetchEvaluationsRequest.FromString,
+                    response_serializer=dapod_dot_v1_dot_buffer__pb2.FetchEvaluationsResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -463,6 +481,33 @@ class BufferService:
             '/dapod.v1.BufferService/Resume',
             dapod_dot_v1_dot_buffer__pb2.ResumeRequest.SerializeToString,
             dapod_dot_v1_dot_buffer__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchEvaluations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dapod.v1.BufferService/FetchEvaluations',
+            dapod_dot_v1_dot_buffer__pb2.FetchEvaluationsRequest.SerializeToString,
+            dapod_dot_v1_dot_buffer__pb2.FetchEvaluationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,10 @@ class BufferServiceStub:
     """Resume is called at every start of the trainer, after it published version checkpoint_step under a
     new lineage. Later steps go back from trained to batched and are handed out again, verbatim.
     """
+    FetchEvaluations: _grpc.UnaryUnaryMultiCallable[_buffer_pb2.FetchEvaluationsRequest, _buffer_pb2.FetchEvaluationsResponse]
+    """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
+    time, and frees those it has.
+    """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_buffer_pb2.GetStatusRequest, _buffer_pb2.GetStatusResponse]
     """GetStatus counts everything, for people, tools and tests."""
 
@@ -99,6 +103,10 @@ class BufferServiceAsyncStub(BufferServiceStub):
     Resume: _aio.UnaryUnaryMultiCallable[_buffer_pb2.ResumeRequest, _buffer_pb2.ResumeResponse]  # type: ignore[assignment]
     """Resume is called at every start of the trainer, after it published version checkpoint_step under a
     new lineage. Later steps go back from trained to batched and are handed out again, verbatim.
+    """
+    FetchEvaluations: _aio.UnaryUnaryMultiCallable[_buffer_pb2.FetchEvaluationsRequest, _buffer_pb2.FetchEvaluationsResponse]  # type: ignore[assignment]
+    """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
+    time, and frees those it has.
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_buffer_pb2.GetStatusRequest, _buffer_pb2.GetStatusResponse]  # type: ignore[assignment]
     """GetStatus counts everything, for people, tools and tests."""
@@ -184,6 +192,16 @@ class BufferServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_buffer_pb2.ResumeResponse, _abc.Awaitable[_buffer_pb2.ResumeResponse]]:
         """Resume is called at every start of the trainer, after it published version checkpoint_step under a
         new lineage. Later steps go back from trained to batched and are handed out again, verbatim.
+        """
+
+    @_abc_1.abstractmethod
+    def FetchEvaluations(
+        self,
+        request: _buffer_pb2.FetchEvaluationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_buffer_pb2.FetchEvaluationsResponse, _abc.Awaitable[_buffer_pb2.FetchEvaluationsResponse]]:
+        """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
+        time, and frees those it has.
         """
 
     @_abc_1.abstractmethod

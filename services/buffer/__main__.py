@@ -13,6 +13,7 @@ from dapod.service import Service, main
 from dapod.v1 import buffer_pb2_grpc
 from services.buffer.connection import check_memory, connect, masked
 from services.buffer.metrics import BufferMetrics, StateCollector
+from services.buffer.problems import Problems, load_problems
 from services.buffer.prompts import Prompts, load_prompts
 from services.buffer.scripts import Scripts, StoreAway
 from services.buffer.server import BufferServicer
@@ -27,15 +28,19 @@ log = logging.getLogger("dapod.buffer")
 
 
 def serve(service: Service) -> None:
+    service.health.waiting(f"reading the data set {service.config.data.path}")
     prompts = load_prompts(service.config)
+    problems = load_problems(service.config)
     url = service.environment.redis_url
     service.health.waiting(f"waiting for Redis at {masked(url)}")
     client = connect(url, stop=service.stop)
     check_memory(client, service.config)
-    scripts = Scripts(client=client, run_id=service.run_id, config=service.config)
+    scripts = Scripts(
+        client=client, run_id=service.run_id, config=service.config, problems=problems
+    )
     store = Store(scripts=scripts, prompts=prompts, config=service.config)
     store.start(service.config_digest)
-    server = _server(service, store, prompts)
+    server = _server(service, store, prompts, problems)
     service.registry.register(_collector(store, service))
     port = server.start(service.environment.listen_host, service.environment.grpc_port)
     log.info("answering on port %d: %d prompts, run %s", port, len(prompts), service.run_id)
@@ -46,7 +51,9 @@ def serve(service: Service) -> None:
     server.stop(DRAIN_SECONDS)
 
 
-def _server(service: Service, store: Store, prompts: Prompts) -> RpcServer:
+def _server(
+    service: Service, store: Store, prompts: Prompts, problems: Problems | None
+) -> RpcServer:
     server = RpcServer(threads=THREADS)
     servicer = BufferServicer(
         store=store,
@@ -55,6 +62,7 @@ def _server(service: Service, store: Store, prompts: Prompts) -> RpcServer:
         run_id=service.run_id,
         metrics=BufferMetrics(service.registry),
         stop=service.stop,
+        problems=problems,
     )
     buffer_pb2_grpc.add_BufferServiceServicer_to_server(servicer, server.grpc)
     return server
@@ -71,7 +79,9 @@ def _collector(store: Store, service: Service) -> StateCollector:
 def _report(service: Service, store: Store, prompts: Prompts) -> None:
     try:
         store.ping()
-        service.health.doing(f"serving {len(prompts)} prompts of run {service.run_id}")
+        service.health.doing(
+            f"serving {len(prompts)} prompts of run {service.run_id} ({prompts.counts})"
+        )
     except StoreAway as error:
         service.health.waiting(str(error))
 

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 
 from dapod import wire
 from dapod.v1 import buffer_pb2
-from services.buffer.records import Counts, Plan, WorkerSeen
+from services.buffer.records import (
+    Counts,
+    EndedEvaluation,
+    EvaluationCounts,
+    Evaluations,
+    Plan,
+    WorkerSeen,
+)
 
 
 def plan_to_proto(plan: Plan, prompts_per_update: int) -> buffer_pb2.BatchPlan:
@@ -28,8 +35,13 @@ def plan_to_proto(plan: Plan, prompts_per_update: int) -> buffer_pb2.BatchPlan:
 
 
 def stats_to_proto(stats: Mapping[str, float]) -> buffer_pb2.SamplingStats:
-    counts = {name: int(value) for name, value in stats.items() if name != "reward_sum"}
-    return buffer_pb2.SamplingStats(**counts, reward_sum=stats.get("reward_sum", 0.0))
+    sums = ("reward_sum", "seconds_evaluate")
+    counts = {name: int(value) for name, value in stats.items() if name not in sums}
+    return buffer_pb2.SamplingStats(
+        **counts,
+        reward_sum=stats.get("reward_sum", 0.0),
+        seconds_evaluate=stats.get("seconds_evaluate", 0.0),
+    )
 
 
 def worker_to_proto(worker: WorkerSeen) -> buffer_pb2.Worker:
@@ -54,4 +66,32 @@ def status_to_proto(counts: Counts) -> buffer_pb2.GetStatusResponse:
         workers=map(worker_to_proto, counts.workers),
         sampling=stats_to_proto(counts.stats),
         groups_stale_ever=counts.totals.get("stale", 0),
+        evaluation=_evaluation_status(counts.evaluation),
+    )
+
+
+def _evaluation_status(counts: EvaluationCounts) -> buffer_pb2.EvaluationStatus:
+    return buffer_pb2.EvaluationStatus(
+        policy=None if counts.policy is None else wire.policy_to_proto(counts.policy),
+        **{f"problems_{place}": number for place, number in counts.problems.items()},
+        pods=counts.pods,
+        conservation_error=counts.error,
+    )
+
+
+def evaluations_to_proto(found: Evaluations) -> buffer_pb2.FetchEvaluationsResponse:
+    return buffer_pb2.FetchEvaluationsResponse(
+        evaluation=None if found.ended is None else _ended_to_proto(found.ended),
+        open=found.open,
+        waiting_for=found.waiting_for,
+    )
+
+
+def _ended_to_proto(ended: EndedEvaluation) -> buffer_pb2.Evaluation:
+    return buffer_pb2.Evaluation(
+        policy=wire.policy_to_proto(ended.policy),
+        problems=ended.problems,
+        results=map(buffer_pb2.EvaluatedProblem.FromString, ended.results),
+        dropped_because=ended.dropped_because,
+        seconds=ended.seconds,
     )

@@ -117,6 +117,7 @@ class StateCollector(Collector):
             if counts.conservation_error:
                 log.error("groups are lost or doubled: %s", "; ".join(counts.faults))
             yield from _gauges(counts)
+            yield from _evaluation(counts)
             yield from _counters(counts)
 
     def _counted(self) -> Counts | None:
@@ -191,13 +192,49 @@ def _gauges(counts: Counts) -> Iterator[Metric]:
     )
 
 
+def _evaluation(counts: Counts) -> Iterator[Metric]:
+    evaluation = counts.evaluation
+    problems = GaugeMetricFamily(
+        "dapod_buffer_evaluation_problems",
+        "Problems of open evaluations by the one place each is in.",
+        labels=["state"],
+    )
+    for place in ("queued", "leased", "done"):
+        problems.add_metric([place], evaluation.problems.get(place, 0))
+    yield problems
+    version = -1 if evaluation.policy is None else evaluation.policy.number
+    yield _gauge(
+        "evaluation_policy_version", "Policy that is being evaluated; -1 when none is.", version
+    )
+    yield _gauge(
+        "evaluation_pods", "Rollout pods that evaluate instead of training.", evaluation.pods
+    )
+    yield _gauge(
+        "evaluation_error_problems",
+        "Problems of open evaluations lost or doubled, recounted from the keys; above 0 is a bug "
+        "or a tampered Redis.",
+        evaluation.error,
+    )
+    ended = CounterMetricFamily(
+        "dapod_buffer_evaluations",
+        "Evaluations ended, by how: complete, or dropped (the row in evaluations.jsonl says why).",
+        labels=["end"],
+    )
+    for end in ("complete", "dropped"):
+        ended.add_metric([end], counts.totals.get(f"evaluations_{end}", 0))
+    yield ended
+
+
 def _counters(counts: Counts) -> Iterator[Metric]:
     submitted = CounterMetricFamily(
         "dapod_buffer_groups_submitted",
-        "Groups submitted, by what became of them; only kept ones are trained.",
+        "Groups submitted, by what they came to; uniform ones are trained only without dynamic "
+        "sampling, others only when kept.",
         labels=["disposition"],
     )
     for disposition in Disposition:
+        if disposition is Disposition.EVALUATED:
+            continue  # not a group of training
         submitted.add_metric([disposition.value], counts.totals.get(disposition.value, 0))
     yield submitted
     for name, text in {

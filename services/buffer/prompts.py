@@ -9,16 +9,18 @@ Example: seed 0 and 200 rows give `0-57, 0-12, ...` and, 200 prompts on, `1-103,
 from __future__ import annotations
 
 import functools
-import hashlib
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapod.config import ConfigError, RunConfig
-from dapod.dataset import Row, read_rows
+from dapod.config import Data, RunConfig
+from dapod.dataset.reading import DataSet
+from dapod.dataset.tokenised import read_tokenised
 from dapod.types import TokenIds
-from services.buffer.tokens import PromptTokenizer
+
+log = logging.getLogger("dapod.buffer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +42,15 @@ class Cursor:
 class Prompts:
     """Rows by identity, and identities by place in the order."""
 
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int, digest: str = "") -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], *, seed: int, digest: str = "", counts: str = ""
+    ) -> None:
         self._prompts = prompts
         self._seed = seed
         self.digest = digest
         """Of the rows: another data set under the same run is refused."""
+        self.counts = counts
+        """What became of the rows of the data set, in words."""
         self._permutation = functools.lru_cache(maxsize=2)(self._shuffle)
 
     def __len__(self) -> int:
@@ -82,32 +88,26 @@ class Prompts:
 
 def load_prompts(config: RunConfig) -> Prompts:
     """Reads and tokenises the data set. Raises `ConfigError`, naming prompts too long."""
-    rows = read_rows(config.data)
-    tokenizer = PromptTokenizer(Path(config.model.path), chat=config.data.chat)
-    token_ids = tokenizer.encode([row.message for row in rows])
-    _check_lengths(token_ids, config)
+    prompts, data_set = read_prompts(config, config.data)
+    return Prompts(
+        prompts,
+        seed=config.run.seed,
+        digest=data_set.digest(),
+        counts=str(data_set.counts),
+    )
+
+
+def read_prompts(config: RunConfig, data: Data) -> tuple[list[Prompt], DataSet]:
+    """The prompts of one data set in its own order."""
+    tokenised = read_tokenised(
+        data,
+        model=Path(config.model.path),
+        max_prompt_tokens=config.sampling.max_prompt_tokens,
+    )
+    data_set = tokenised.data_set
+    log.info("data set %s", data_set)
     prompts = [
-        Prompt(token_ids=ids, answer=row.answer) for ids, row in zip(token_ids, rows, strict=True)
+        Prompt(token_ids=ids, answer=row.answer)
+        for ids, row in zip(tokenised.token_ids, data_set.rows, strict=True)
     ]
-    return Prompts(prompts, seed=config.run.seed, digest=_digest(rows))
-
-
-def _check_lengths(token_ids: Sequence[TokenIds], config: RunConfig) -> None:
-    limit = config.sampling.max_prompt_tokens
-    long = [row for row, ids in enumerate(token_ids, 1) if len(ids) > limit]
-    if long:
-        longest = max(map(len, token_ids))
-        raise ConfigError(
-            f"data.path: {len(long)} of {len(token_ids)} prompts are longer than "
-            f"sampling.max_prompt_tokens = {limit} (first: row {long[0]}; longest: {longest} "
-            f"tokens): raise it to {longest}, or leave those rows out"
-        )
-    if any(len(ids) == 0 for ids in token_ids):
-        raise ConfigError("data.path: a prompt is empty")
-
-
-def _digest(rows: Sequence[Row]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(f"{row.message}\0{row.answer}\0".encode())
-    return digest.hexdigest()[:16]
+    return prompts, data_set

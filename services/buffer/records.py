@@ -53,6 +53,9 @@ class Submission:
 
     lease: LeaseId
     disposition: Disposition
+    """What it is: `kept` is informative."""
+    keep: bool
+    """Whether it goes into a batch; if not it is dropped."""
     policy: PolicyVersion
     payload: bytes
     sha256: str
@@ -61,6 +64,51 @@ class Submission:
     counts: Mapping[str, int]
     """What it adds to the sampling statistics."""
     reward_sum: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedSubmission:
+    """The judged answers to one problem of an evaluation on their way into the store."""
+
+    lease: LeaseId
+    policy: PolicyVersion
+    payload: bytes
+    """A serialised `EvaluatedProblem`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedEvaluation:
+    """An evaluation that has ended, with what came of it."""
+
+    policy: PolicyVersion
+    problems: int
+    results: tuple[bytes, ...]
+    """A serialised `EvaluatedProblem` of each problem that was done, in order."""
+    dropped_because: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """The answer to a trainer that asks for results."""
+
+    ended: EndedEvaluation | None
+    """One that it has not named."""
+    open: int
+    waiting_for: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationCounts:
+    """Where the problems of open evaluations are."""
+
+    policy: PolicyVersion | None = None
+    """Under evaluation."""
+    problems: Mapping[str, int]
+    """By place: queued, leased, done; and dropped since the run began."""
+    pods: int = 0
+    error: int = 0
+    """Problems lost or doubled, recounted from the keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +149,8 @@ class Committed:
     workers: tuple[WorkerSeen, ...]
     stats: Mapping[str, float]
     """Since the commit before."""
+    pinned: tuple[PolicyVersion, ...]
+    """Policies that are to be evaluated: not to be pruned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +183,7 @@ class Counts:
     payload_bytes: int
     capacity: int
     workers: tuple[WorkerSeen, ...]
+    evaluation: EvaluationCounts
 
 
 @dataclass(frozen=True, kw_only=True)

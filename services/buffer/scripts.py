@@ -14,10 +14,13 @@ from typing import Any
 
 import redis
 
-from dapod.config import RunConfig
+from dapod.config import Evaluation, RunConfig
 from services.buffer.keys import meta_key
+from services.buffer.problems import Problems
 
 LUA = Path(__file__).parent / "lua"
+SHARED = ("common", "evaluation")
+"""Stand before every script, in this order."""
 
 
 class StoreAway(Exception):
@@ -41,19 +44,23 @@ class Scripts:
         client: redis.Redis,
         run_id: str,
         config: RunConfig,
+        problems: Problems | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
         self._keys = [meta_key(run_id)]
         self._now = now
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "prompts_per_step": config.algorithm.prompts_per_step,
             "prompts_per_update": config.algorithm.prompts_per_update,
             "max_staleness": config.algorithm.max_staleness,
+            "dynamic_sampling": config.algorithm.dynamic_sampling,
             "max_leases_per_step": config.algorithm.max_leases_per_step,
             "steps": config.run.steps,
             "lease_ms": round(config.buffer.lease_seconds * 1000),
         }
+        if config.evaluation is not None and problems is not None:
+            self._settings["evaluation"] = _evaluation(config.evaluation, problems)
         self._scripts = {name: client.register_script(text) for name, text in _texts().items()}
         self._waits_for_aof = True
 
@@ -109,12 +116,23 @@ def _asking(ask: Callable[[], Any]) -> Any:
         raise
 
 
+def _evaluation(wanted: Evaluation, problems: Problems) -> dict[str, Any]:
+    """What `evaluation.lua` goes by."""
+    return {
+        "every_steps": wanted.every_steps,
+        "problems": len(problems),
+        "digest": problems.digest,
+        "max_share": wanted.max_share,
+        "deadline_ms": round(wanted.deadline_seconds * 1000),
+    }
+
+
 def _texts() -> dict[str, str]:
     """Each script: its shebang line, the shared part, its body."""
-    common = (LUA / "common.lua").read_text()
+    common = "".join((LUA / f"{name}.lua").read_text() for name in SHARED)
     texts = {}
     for file in sorted(LUA.glob("*.lua")):
-        if file.stem != "common":
+        if file.stem not in SHARED:
             shebang, _, body = file.read_text().partition("\n")
             assert shebang.startswith("#!lua"), file
             texts[file.stem] = f"{shebang}\n{common}{body}"

@@ -9,7 +9,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import grpc
@@ -22,8 +22,9 @@ from dapod.types import PolicyVersion, RunState
 from dapod.v1 import buffer_pb2, buffer_pb2_grpc, rollout_pb2, types_pb2
 from services.buffer import messages
 from services.buffer.metrics import BufferMetrics
-from services.buffer.prompts import Prompts
-from services.buffer.records import LeaseId, NoPlan, Plan, WorkerSeen
+from services.buffer.problems import ProblemId, Problems
+from services.buffer.prompts import Prompt, Prompts
+from services.buffer.records import Committed, LeaseId, NoPlan, Plan, WorkerSeen
 from services.buffer.scripts import StoreAway, StoreFull
 from services.buffer.store import Refused, Store, UnknownLease
 from services.buffer.submission import SubmissionReader
@@ -75,13 +76,15 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
         run_id: str,
         metrics: BufferMetrics,
         stop: threading.Event,
+        problems: Problems | None = None,
     ) -> None:
         self.metrics = metrics
         self._store = store
         self._prompts = prompts
+        self._problems = problems or Problems([])
         self._config = config
         self._run = types_pb2.RunIdentity(run_id=run_id, config_digest=config.digest())
-        self._reader = SubmissionReader(config=config, prompts=prompts)
+        self._reader = SubmissionReader(config=config, prompts=prompts, problems=problems)
         self._stop = stop
         self._submitted = threading.Condition()
 
@@ -110,6 +113,9 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
         )
 
     def _lease(self, lease: LeaseId) -> buffer_pb2.Lease:
+        problem = ProblemId.parse(lease.group_id)
+        if problem is not None:
+            return self._evaluation_lease(lease, self._problems.get(problem.row))
         prompt, sampling = self._prompts.get(lease.group_id), self._config.sampling
         return buffer_pb2.Lease(
             lease_id=str(lease),
@@ -124,6 +130,24 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
             ),
             answer=prompt.answer,
             verifier=self._config.data.verifier,
+        )
+
+    def _evaluation_lease(self, lease: LeaseId, prompt: Prompt) -> buffer_pb2.Lease:
+        evaluation = self._config.evaluation
+        assert evaluation is not None, "only a run that evaluates has problems"
+        return buffer_pb2.Lease(
+            lease_id=str(lease),
+            group_id=lease.group_id,
+            purpose=buffer_pb2.PURPOSE_EVALUATE,
+            prompt_token_ids=wire.ids_to_bytes(prompt.token_ids),
+            sampling=rollout_pb2.SamplingParameters(
+                temperature=evaluation.temperature,
+                top_p=evaluation.top_p,
+                max_response_tokens=self._config.evaluation_response_tokens,
+                rollouts=evaluation.samples,
+            ),
+            answer=prompt.answer,
+            verifier=evaluation.data.verifier,
         )
 
     @serving
@@ -154,11 +178,13 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
     def SubmitGroup(
         self, request: buffer_pb2.SubmitGroupRequest, _: grpc.ServicerContext
     ) -> buffer_pb2.SubmitGroupResponse:
-        submission = self._reader.read(request)
-        became = self._store.submit(submission)
-        log.info(
-            "group=%s submitted as %s: %s", submission.lease.group_id, submission.lease, became
-        )
+        evaluated = self._reader.read_evaluated(request)
+        if evaluated is not None:
+            became, lease = self._store.submit_evaluated(evaluated), evaluated.lease
+        else:
+            submission = self._reader.read(request)
+            became, lease = self._store.submit(submission), submission.lease
+        log.info("group=%s submitted as %s: %s", lease.group_id, lease, became)
         with self._submitted:
             self._submitted.notify_all()
         return buffer_pb2.SubmitGroupResponse(disposition=wire.disposition_to_proto(became))
@@ -219,7 +245,7 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
         committed = self._store.commit(entry, policy)
         log.info("step %d is committed: %s, digest %s", entry.step, policy, entry.digest)
         return buffer_pb2.CommitStepResponse(
-            policies_in_use=map(wire.policy_to_proto, _in_use(committed.workers)),
+            policies_in_use=map(wire.policy_to_proto, _in_use(committed)),
             state=wire.state_to_proto(committed.state),
             sampling=messages.stats_to_proto(committed.stats),
         )
@@ -246,7 +272,7 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
             len(entry.group_ids) for entry in ledger
         ):
             raise ValueError("ledger: a group stands in two steps")
-        resumed = self._store.resume(policy, ledger)
+        resumed = self._store.resume(policy, ledger, _versions(request.evaluated))
         log.info(
             "resumed at %s: replay %s, dissolved %s",
             policy,
@@ -274,6 +300,12 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
         return entry
 
     @serving
+    def FetchEvaluations(
+        self, request: buffer_pb2.FetchEvaluationsRequest, _: grpc.ServicerContext
+    ) -> buffer_pb2.FetchEvaluationsResponse:
+        return messages.evaluations_to_proto(self._store.evaluations(_versions(request.evaluated)))
+
+    @serving
     def GetStatus(
         self, request: buffer_pb2.GetStatusRequest, _: grpc.ServicerContext
     ) -> buffer_pb2.GetStatusResponse:
@@ -296,6 +328,11 @@ def _version(message: types_pb2.PolicyVersion, field: str) -> PolicyVersion:
     return wire.policy_from_proto(message, field)
 
 
-def _in_use(workers: tuple[WorkerSeen, ...]) -> list[PolicyVersion]:
-    named = {version for worker in workers for version in (worker.loaded, worker.loading)}
+def _versions(policies: Iterable[types_pb2.PolicyVersion]) -> list[PolicyVersion]:
+    return [_version(policy, f"evaluated[{i}]") for i, policy in enumerate(policies)]
+
+
+def _in_use(committed: Committed) -> list[PolicyVersion]:
+    named = {v for worker in committed.workers for v in (worker.loaded, worker.loading)}
+    named.update(committed.pinned)
     return sorted(version for version in named if version is not None)

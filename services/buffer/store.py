@@ -16,15 +16,17 @@ from typing import Any
 from dapod.config import ConfigError, RunConfig
 from dapod.ledger import LedgerEntry
 from dapod.types import Disposition, PolicyVersion, RunState
+from services.buffer import replies
 from services.buffer.prompts import Cursor, Prompts
 from services.buffer.records import (
     Committed,
     Counts,
+    EvaluatedSubmission,
+    Evaluations,
     Grant,
     LeaseId,
     NoPlan,
     Plan,
-    Planned,
     Resumed,
     ServerInfo,
     Submission,
@@ -80,17 +82,18 @@ class Store:
         return dataclasses.replace(rest, leases=first.leases + rest.leases)
 
     def _lease(self, worker: WorkerSeen, max_prompts: int) -> tuple[Grant, int, Cursor]:
-        args: dict[str, Any] = {**_worker_args(worker), "max_prompts": max_prompts}
+        args: dict[str, Any] = {**replies.worker_args(worker), "max_prompts": max_prompts}
         if worker.loaded is not None:
             args |= {"version": worker.loaded.number, "lineage": worker.loaded.lineage}
-        state, refusal, number, lineage, queued, epoch, position, flat = self._scripts.call(
-            "lease", args
+        state, refusal, number, lineage, queued, epoch, position, groups, problems = (
+            self._scripts.call("lease", args)
         )
+        flat = problems + groups
         pairs = zip(flat[::2], flat[1::2], strict=True)
         grant = Grant(
             leases=tuple(LeaseId(group_id=id_.decode(), attempt=attempt) for id_, attempt in pairs),
             state=RunState(state.decode()),
-            policy=_policy(number, lineage),
+            policy=replies.policy(number, lineage),
             refusal=refusal.decode(),
         )
         return grant, queued, Cursor(epoch=epoch, position=position)
@@ -110,12 +113,14 @@ class Store:
 
     def renew(self, worker: WorkerSeen, leases: Sequence[LeaseId]) -> list[LeaseId]:
         """Returns the leases that are no longer held."""
-        lost = self._scripts.call("renew", {**_worker_args(worker), **_lease_args(leases)})
+        lost = self._scripts.call(
+            "renew", {**replies.worker_args(worker), **replies.lease_args(leases)}
+        )
         return [leases[index - 1] for index in lost]
 
     def give_back(self, leases: Sequence[LeaseId]) -> int:
         """Requeues the prompts of those still held; returns how many."""
-        return int(self._scripts.call("give_back", _lease_args(leases)))
+        return int(self._scripts.call("give_back", replies.lease_args(leases)))
 
     def expire(self) -> None:
         """Requeues the prompts of leases that ran out. Most calls do so on their way."""
@@ -127,6 +132,7 @@ class Store:
             "id": submission.lease.group_id,
             "attempt": submission.lease.attempt,
             "disposition": submission.disposition.value,
+            "keep": submission.keep,
             "version": submission.policy.number,
             "lineage": submission.policy.lineage,
             "sha256": submission.sha256,
@@ -136,16 +142,45 @@ class Store:
             "reward_sum": repr(submission.reward_sum),
         }
         # Of a dropped group only the counts are kept: its payload need not travel.
-        payload = submission.payload if submission.disposition is Disposition.KEPT else b""
-        word, *rest = (part.decode() for part in self._scripts.call("submit", args, payload))
+        payload = submission.payload if submission.keep else b""
+        reply = self._scripts.call("submit", args, payload)
+        return self._disposition(reply, submission.lease, submission.policy)
+
+    def submit_evaluated(self, submission: EvaluatedSubmission) -> Disposition:
+        """Raises as `submit`."""
+        args = {
+            "id": submission.lease.group_id,
+            "attempt": submission.lease.attempt,
+            "version": submission.policy.number,
+            "lineage": submission.policy.lineage,
+        }
+        return self._disposition(
+            self._scripts.call("submit_problem", args, submission.payload),
+            submission.lease,
+            submission.policy,
+        )
+
+    @staticmethod
+    def _disposition(reply: Sequence[bytes], lease: LeaseId, policy: PolicyVersion) -> Disposition:
+        word, *rest = (part.decode() for part in reply)
         if word == "unknown":
-            raise UnknownLease(f"lease_id: {submission.lease} was never granted")
+            raise UnknownLease(f"lease_id: {lease} was never granted")
         if word == "policy":
             raise ValueError(
-                f"group.rollouts.policy_spans.policy: {submission.policy}, but the lease was "
+                f"group.rollouts.policy_spans.policy: {policy}, but the lease was "
                 f"granted for v{rest[0]}-{rest[1]}"
             )
         return Disposition(word)
+
+    def evaluations(self, known: Sequence[PolicyVersion]) -> Evaluations:
+        """Frees the results of `known` and returns those of one that is not."""
+        args = {"evaluated": replies.versions(known)}
+        left, waiting_for, *ended = self._scripts.call("evaluations", args)
+        return Evaluations(
+            ended=replies.ended(ended) if ended else None,
+            open=left,
+            waiting_for=waiting_for.decode(),
+        )
 
     def next_batch(self, step: int, lineage: str) -> Plan | NoPlan:
         """The plan of a step, cut now if it can be. Raises `Refused`."""
@@ -158,7 +193,7 @@ class Store:
         plan = Plan(
             step=step,
             digest=digest.decode(),
-            groups=tuple(_planned(flat[i : i + 5]) for i in range(0, len(flat), 5)),
+            groups=tuple(replies.planned(flat[i : i + 5]) for i in range(0, len(flat), 5)),
             new=word == b"cut",
         )
         if plan.new:
@@ -179,11 +214,15 @@ class Store:
             "digest": entry.digest,
             "lineage": policy.lineage,
         }
-        state, workers, stats = self._accepted("commit", args)
+        state, workers, stats, pinned = self._accepted("commit", args)
         return Committed(
             state=RunState(state.decode()),
-            workers=tuple(map(_worker, workers)),
+            workers=tuple(map(replies.worker, workers)),
             stats={name: float(value) for name, value in json.loads(stats).items()},
+            pinned=tuple(
+                PolicyVersion(number=int(number), lineage=lineage.decode())
+                for number, lineage in pinned
+            ),
         )
 
     def checkpointed(self, step: int) -> int:
@@ -191,10 +230,20 @@ class Store:
         (freed,) = self._accepted("checkpointed", {"step": step})
         return int(freed)
 
-    def resume(self, policy: PolicyVersion, ledger: Sequence[LedgerEntry]) -> Resumed:
-        """Raises `Refused`."""
+    def resume(
+        self,
+        policy: PolicyVersion,
+        ledger: Sequence[LedgerEntry],
+        evaluated: Sequence[PolicyVersion] = (),
+    ) -> Resumed:
+        """`evaluated` are the policies whose results the trainer has. Raises `Refused`."""
         entries = [{"ids": " ".join(entry.group_ids), "digest": entry.digest} for entry in ledger]
-        args = {"step": policy.number, "lineage": policy.lineage, "ledger": entries}
+        args = {
+            "step": policy.number,
+            "lineage": policy.lineage,
+            "ledger": entries,
+            "evaluated": replies.versions(evaluated),
+        }
         replay, dissolved = self._accepted("resume", args)
         return Resumed(replay_steps=tuple(replay), dissolved_steps=tuple(dissolved))
 
@@ -212,20 +261,24 @@ class Store:
         return Counts(
             state=RunState(raw["state"]),
             end_reason=raw["end_reason"],
-            policy=_policy(meta.get("policy_number", ""), meta.get("policy_lineage", "")),
+            policy=replies.policy(meta.get("policy_number", ""), meta.get("policy_lineage", "")),
             checkpoint_step=int(meta.get("checkpoint_step", 0)),
             next_step=int(meta.get("next_step", 0)),
             epoch=int(meta.get("epoch", 0)),
             groups={name: int(count) for name, count in raw["cards"].items()},
             totals={
-                name: int(float(value)) for name, value in _with_prefix(meta, "total.").items()
+                name: int(float(value))
+                for name, value in replies.with_prefix(meta, "total.").items()
             },
-            stats={name: float(value) for name, value in _with_prefix(meta, "stat.").items()},
+            stats={
+                name: float(value) for name, value in replies.with_prefix(meta, "stat.").items()
+            },
             conservation_error=int(raw["conservation_error"]),
             faults=tuple(raw["faults"]),
             payload_bytes=int(raw["payload_bytes"]),
             capacity=int(raw["capacity"]),
-            workers=tuple(map(_worker, raw["workers"])),
+            workers=tuple(map(replies.worker, raw["workers"])),
+            evaluation=replies.evaluation(raw),
         )
 
     def ping(self) -> None:
@@ -243,50 +296,3 @@ class Store:
             append_only_ok="err" not in states,
             delayed_fsyncs=int(disk.get("aof_delayed_fsync", 0)),
         )
-
-
-def _policy(number: bytes | str, lineage: bytes | str) -> PolicyVersion | None:
-    if not lineage:
-        return None
-    text = lineage.decode() if isinstance(lineage, bytes) else lineage
-    return PolicyVersion(number=int(number), lineage=text)
-
-
-def _planned(fields: Sequence[bytes]) -> Planned:
-    group_id, version, prompt_tokens, lengths, sha256 = (field.decode() for field in fields)
-    return Planned(
-        group_id=group_id,
-        policy_number=int(version or 0),
-        prompt_tokens=int(prompt_tokens or 0),
-        response_tokens=tuple(map(int, lengths.split(","))) if lengths else (),
-        sha256=sha256,
-    )
-
-
-def _lease_args(leases: Sequence[LeaseId]) -> dict[str, Any]:
-    return {
-        "ids": [lease.group_id for lease in leases],
-        "attempts": [lease.attempt for lease in leases],
-    }
-
-
-def _worker_args(worker: WorkerSeen) -> dict[str, str]:
-    return {"worker_id": worker.worker_id, "worker": _worker_text(worker)}
-
-
-def _worker_text(worker: WorkerSeen) -> str:
-    versions = [[v.number, v.lineage] if v else None for v in (worker.loaded, worker.loading)]
-    return json.dumps([worker.worker_id, *versions])
-
-
-def _worker(text: bytes | str) -> WorkerSeen:
-    worker_id, loaded, loading = json.loads(text)
-    return WorkerSeen(
-        worker_id=worker_id,
-        loaded=PolicyVersion(number=loaded[0], lineage=loaded[1]) if loaded else None,
-        loading=PolicyVersion(number=loading[0], lineage=loading[1]) if loading else None,
-    )
-
-
-def _with_prefix(fields: dict[str, str], prefix: str) -> dict[str, str]:
-    return {name.removeprefix(prefix): v for name, v in fields.items() if name.startswith(prefix)}

@@ -26,7 +26,7 @@ def serve(service: Service) -> None:
     settings = service.config.reward
     metrics = RewardMetrics(service.registry)
     with VerifierPool(
-        verifiers=[service.config.data.verifier],
+        verifiers=service.config.verifiers,
         workers=settings.workers,
         deadline_seconds=settings.deadline_seconds,
         memory_bytes=settings.memory_mib * 1024 * 1024,
@@ -54,7 +54,9 @@ def _wait_for_a_worker(service: Service, pool: VerifierPool) -> None:
     """ConfigError when none will come: only a worker, which loads verifiers, knows their names."""
     while not service.stop.is_set() and not pool.wait_until_warm(LOOK_UP_SECONDS, workers=1):
         if pool.refusal:
-            raise ConfigError(f"data.verifier = {pool.refusal}")
+            evaluates = service.config.evaluation is not None
+            which = "data.verifier or evaluation.data.verifier" if evaluates else "data.verifier"
+            raise ConfigError(f"{which} = {pool.refusal}")
         report(service.health, pool)
 
 

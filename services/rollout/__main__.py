@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from services.rollout.buffer_client import BufferClient
 from services.rollout.group_work import GroupWork
 from services.rollout.metrics import Idle, RolloutMetrics
 from services.rollout.policies import PolicyReader
+from services.rollout.process import as_event, make_engine
 from services.rollout.reward_client import RewardClient, call_seconds
 from services.rollout.vllm_engine import VllmEngine
 from services.rollout.worker import Worker
@@ -52,18 +52,6 @@ async def _serve(service: Service) -> None:
             importing.cancel()
     finally:
         await engine.stop()
-
-
-def make_engine(service: Service) -> VllmEngine:
-    """vLLM, started by the first policy that is loaded."""
-    return VllmEngine(
-        lambda directory: settings.engine_arguments(
-            service.config,
-            model=directory,
-            worker_id=service.environment.worker_id,
-            cpu=settings.is_cpu_build(),
-        )
-    )
 
 
 @contextlib.asynccontextmanager
@@ -125,7 +113,7 @@ async def debugging(service: Service, engine: VllmEngine, worker: Worker) -> Asy
 
 async def _until_stopped(service: Service, worker: Worker) -> None:
     """Runs the worker until SIGTERM or until it raises."""
-    stopped = _as_event(service.stop)
+    stopped = as_event(service.stop)
     running = asyncio.create_task(worker.run())
     stopping = asyncio.create_task(stopped.wait())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -137,19 +125,6 @@ async def _until_stopped(service: Service, worker: Worker) -> None:
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
-
-
-def _as_event(stop: threading.Event) -> asyncio.Event:
-    """The signal handler's event, for the event loop."""
-    loop, event = asyncio.get_running_loop(), asyncio.Event()
-
-    def pass_on() -> None:
-        stop.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the service ended by itself
-            loop.call_soon_threadsafe(event.set)
-
-    threading.Thread(target=pass_on, name="stop", daemon=True).start()
-    return event
 
 
 if __name__ == "__main__":

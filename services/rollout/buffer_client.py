@@ -165,7 +165,7 @@ def _grant(reply: buffer_pb2.LeasePromptsResponse) -> Grant:
 
 
 def _leased(lease: buffer_pb2.Lease) -> LeasedPrompt:
-    if lease.purpose != buffer_pb2.PURPOSE_TRAIN:
+    if lease.purpose not in (buffer_pb2.PURPOSE_TRAIN, buffer_pb2.PURPOSE_EVALUATE):
         raise ValueError(
             f"lease.purpose: {lease.purpose} is not known here; group={lease.group_id}"
         )

@@ -67,3 +67,16 @@ class PolicyReader:
             # The same tensor as the embeddings: some writers store it twice, most do not.
             shapes.pop("lm_head.weight", None)
         return shapes
+
+
+def verify_fixed(directory: Path) -> VerifiedPolicy:
+    """A directory as it is: a published policy by its manifest, any other model unverified.
+
+    There is no shape to compare with; vLLM refuses to start with tensors missing, it only warns
+    when weights are changed in place. Raises `PolicyMissing` or `PolicyCorrupt`.
+    """
+    store = PolicyStore(directory.parent)
+    for policy in store.versions():
+        if store.path(policy) == directory:
+            return VerifiedPolicy(policy=policy, directory=store.verify(policy))
+    return VerifiedPolicy(policy=PolicyVersion(number=0, lineage="base"), directory=directory)

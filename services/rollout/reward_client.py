@@ -58,6 +58,7 @@ class RewardClient:
 
 def call_seconds(config: RunConfig) -> float:
     """Deadline of one Score: each response may take its time twice, and all groups queue up."""
-    responses = config.algorithm.group_size * config.rollout.groups_in_flight
+    samples = 1 if config.evaluation is None else config.evaluation.samples
+    responses = max(config.algorithm.group_size, samples) * config.rollout.groups_in_flight
     rounds = math.ceil(responses / config.reward.workers)
     return min(MAX_CALL_SECONDS, 30.0 + 2 * rounds * config.reward.deadline_seconds)

@@ -64,7 +64,7 @@ def engine_arguments(
     arguments: dict[str, Any] = {
         "model": str(model),
         "dtype": "bfloat16",
-        "max_model_len": config.tokens_per_rollout,
+        "max_model_len": config.context_tokens,
         "max_num_seqs": config.rollout.groups_in_flight * config.algorithm.group_size,
         "tensor_parallel_size": config.rollout.tensor_parallel,
         # The default is log-probs of the raw logits: wrong at any temperature but 1 (trl#4159).

@@ -1,4 +1,4 @@
-"""Rows and payloads -> the tensors of a micro-batch, with the weight of every token.
+"""Rows and payloads -> the tensors of a micro-batch, every token with its advantage and weight.
 
 A row is a prompt with some of its rollouts behind it:
 
@@ -12,8 +12,9 @@ no real token, and no mask is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -65,30 +66,13 @@ class MicroBatch:
         )
 
 
-def judged_tokens(rows: Iterable[Row], groups: Mapping[str, Group]) -> dict[str, int]:
-    """Response tokens that carry loss, per group, among these rows."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        for index, tokens in zip(row.rollouts, row.response_tokens, strict=True):
-            verdict = groups[row.group_id].rollouts[index].verdict
-            judged = verdict is not None and verdict.reward is not None
-            counts[row.group_id] = counts.get(row.group_id, 0) + judged * tokens
-    return counts
-
-
-def prompt_weights(tokens: Mapping[str, float]) -> dict[str, float]:
-    """The normaliser `prompt` of eq. 8 in one update: 1 / (tokens of the group · groups).
-
-    Tokens of rollouts that could not be judged carry no loss and are not in the denominator.
-    """
-    return {g: 1.0 / (n * len(tokens)) if n else 0.0 for g, n in tokens.items()}
-
-
-def advantages(groups: Mapping[str, Group]) -> dict[str, list[float | None]]:
+def advantages(
+    groups: Mapping[str, Group], *, scale: Literal["std", "none"]
+) -> dict[str, list[float | None]]:
     """Eq. 9 for every group; None for a rollout that could not be judged."""
     return {
         group_id: group_advantages(
-            [r.verdict.reward if r.verdict else None for r in group.rollouts]
+            [r.verdict.reward if r.verdict else None for r in group.rollouts], scale=scale
         )
         for group_id, group in groups.items()
     }
@@ -98,9 +82,12 @@ def assemble(
     rows: Sequence[Row],
     groups: Mapping[str, Group],
     advantage: Mapping[str, Sequence[float | None]],
-    weight: Mapping[str, float],
+    weight: Mapping[str, Sequence[float]],
 ) -> MicroBatch:
-    """The tensors of one micro-batch; without rows, one weightless token, only to keep step."""
+    """The tensors of one micro-batch; without rows, one weightless token, only to keep step.
+
+    `advantage` and `weight` are of each rollout, by group: each token's are its rollout's.
+    """
     shape = (max(len(rows), 1), max((row.fed for row in rows), default=1))
     ids, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     segments = np.full(shape, _PADDING)
@@ -113,6 +100,7 @@ def assemble(
         segments[i, :p] = _PROMPT
         for segment, index in enumerate(row.rollouts, start=1):
             rollout, value = group.rollouts[index], advantage[row.group_id][index]
+            share = weight[row.group_id][index]
             n = len(rollout.token_ids)
             end = at + n - 1
             ids[i, at:end], positions[i, at:end] = rollout.token_ids[:-1], p + np.arange(n - 1)
@@ -125,7 +113,7 @@ def assemble(
                     rollout.token_ids.astype(np.int64),
                     rollout.logprobs,
                     np.full(n, value or 0.0, dtype=np.float32),
-                    np.full(n, 0.0 if value is None else weight[row.group_id], dtype=np.float32),
+                    np.full(n, share, dtype=np.float32),
                 )
             )
             at = end

@@ -1,7 +1,8 @@
-"""What several models answer to the same messages, sampled in plain transformers.
+"""What several models answer to the same conversations, sampled in plain transformers.
 
     python -m services.trainer.compare MODEL... <<END
-    {"messages": ["2 + 2?"], "chat": true, "max_new_tokens": 16, "temperature": 1, "seed": 0}
+    {"conversations": [[{"role": "user", "content": "2 + 2?"}]], "chat": true,
+     "max_new_tokens": 16, "temperature": 1, "seed": 0}
     END
 
 For people's eyes at the end of a run, not a measurement: a few questions, one answer each. Sampled
@@ -17,6 +18,9 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+Conversation = list[dict[str, str]]
+"""Messages with `role` and `content`."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +38,7 @@ def answer(directory: Path, request: dict[str, Any]) -> list[str]:
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
     model = model.to(device).eval()
-    prompts = encode(tokenizer, request["messages"], chat=request["chat"]).to(device)
+    prompts = encode(tokenizer, request["conversations"], chat=request["chat"]).to(device)
     torch.manual_seed(request["seed"])
     outputs = model.generate(
         **prompts,
@@ -50,11 +54,13 @@ def answer(directory: Path, request: dict[str, Any]) -> list[str]:
     return texts
 
 
-def encode(tokenizer: Any, messages: list[str], *, chat: bool) -> Any:
-    """Token ids [messages, tokens], padded on the left, with the chat template if asked."""
+def encode(tokenizer: Any, conversations: list[Conversation], *, chat: bool) -> Any:
+    """Token ids [conversations, tokens], padded on the left, with the chat template if asked."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    texts = [chat_text(tokenizer, message) for message in messages] if chat else messages
+    texts = [
+        chat_text(tokenizer, turns) if chat else turns[-1]["content"] for turns in conversations
+    ]
     return tokenizer(
         texts,
         add_special_tokens=not chat,  # the template has them already
@@ -64,10 +70,10 @@ def encode(tokenizer: Any, messages: list[str], *, chat: bool) -> Any:
     )
 
 
-def chat_text(tokenizer: Any, message: str) -> str:
-    """The message in the model's own chat template, up to where its answer begins."""
+def chat_text(tokenizer: Any, conversation: Conversation) -> str:
+    """The conversation in the model's own chat template, up to where its answer begins."""
     text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+        conversation, tokenize=False, add_generation_prompt=True
     )
     return text
 

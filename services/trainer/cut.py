@@ -48,10 +48,17 @@ def updates(plan: BatchPlan) -> list[Sequence[PlannedGroup]]:
     return [groups[i : i + size] for i in range(0, len(groups), size)]
 
 
-def cut(groups: Sequence[PlannedGroup], *, ranks: int, tokens_per_micro_batch: int) -> Cut:
+def cut(
+    groups: Sequence[PlannedGroup],
+    *,
+    ranks: int,
+    tokens_per_micro_batch: int,
+    shared_row_tokens: int = SHARED_ROW_TOKENS,
+) -> Cut:
     """One update's rows for every rank; all get equally many micro-batches, at least one."""
+    longest = min(tokens_per_micro_batch, shared_row_tokens)
     shares = [
-        _micro_batches(_share_prompts(share, tokens_per_micro_batch), tokens_per_micro_batch)
+        _micro_batches(_share_prompts(share, longest), tokens_per_micro_batch)
         for share in _deal(groups, ranks)
     ]
     most = max(1, max(len(share) for share in shares))
@@ -74,12 +81,12 @@ def _deal(groups: Sequence[PlannedGroup], ranks: int) -> list[list[Row]]:
     return shares
 
 
-def _share_prompts(rows: list[Row], budget: int) -> list[Row]:
+def _share_prompts(rows: list[Row], longest: int) -> list[Row]:
     """Joins neighbours of one group while the row stays short."""
     joined: list[Row] = []
     for row in rows:
         both = _join(joined[-1], row) if joined and joined[-1].group_id == row.group_id else None
-        if both and both.fed <= min(budget, SHARED_ROW_TOKENS):
+        if both and both.fed <= longest:
             joined[-1] = both
         else:
             joined.append(row)

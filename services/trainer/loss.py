@@ -1,16 +1,18 @@
-"""The paper's loss on flat response tokens (eq. 8 and 9), in torch. Knows nothing of models or
-ranks.
+"""The loss on flat response tokens (eq. 8 and 9, GRPO's KL term), in torch. Knows nothing of models
+or ranks.
 
-    loss = - sum over tokens of  weight · w · min(r·A, clip(r, 1 - low, 1 + high)·A)
+    loss = sum over tokens of  weight · (beta · KL - w · objective)
+    objective = min(r·A, clip(r, 1 - low, 1 + high)·A), where A < 0 at least dual·A
 
-`weight` is the normaliser (`batch.prompt_weights`), `r` the ratio to the old policy, `w` the
-importance weight. Departures from the paper, numbered:
+`weight` is the normaliser's (`normalise.py`), `r` the ratio to the old policy, `w` the importance
+weight. The same in float64: `dapod.algorithm`. Departures from the paper, numbered:
 
 1. `recompute`: pi_old is the trainer's own policy at the start of the step, and each token is
    weighted by w = min(pi_old / pi_rollout, C), which corrects that the engine sampled from other
    numerics and perhaps an older policy. `rollout`: pi_old is what the engine reported, the ratio
    itself spans the mismatch, w = 1.
 2. Log-ratios are clamped to ±20 before exp, so that no single token makes an infinity.
+3. Dual clip (0 = off) and the KL term (beta = 0) are not DAPO's; presets of other papers set them.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ class Clipping:
 
     low: float
     high: float
+    dual: float
+    """c of dual-clip PPO, above 1; 0 is off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,9 @@ def policy_loss(
     ratio = torch.exp(_clamped(logprobs - old_logprobs))
     clipped = torch.clamp(ratio, 1.0 - clipping.low, 1.0 + clipping.high)
     objective = torch.minimum(ratio * advantages, clipped * advantages)
+    if clipping.dual:
+        bounded = torch.maximum(objective, clipping.dual * advantages)
+        objective = torch.where(advantages < 0, bounded, objective)
     trained = weights > 0
     low = trained & (ratio < 1.0 - clipping.low) & (advantages < 0)
     high = trained & (ratio > 1.0 + clipping.high) & (advantages > 0)
@@ -69,14 +76,13 @@ def importance_weights(
     return torch.exp(_clamped(old_logprobs - rollout_logprobs)).clamp(max=cap).detach()
 
 
-def mismatch_kl(logprobs: torch.Tensor, rollout_logprobs: torch.Tensor) -> torch.Tensor:
-    """[T] the k3 estimate of KL(pi_rollout || pi_trainer) on tokens sampled from pi_rollout: never
-    negative.
+def k3(logprobs: torch.Tensor, other_logprobs: torch.Tensor) -> torch.Tensor:
+    """[T] the k3 estimate of KL(pi || other) on tokens sampled from pi: never negative.
 
-    With x = log pi_trainer - log pi_rollout it is exp(x) - 1 - x; its mean is that of k1 (-x), with
-    less noise.
+    With x = log other - log pi it is exp(x) - 1 - x; its mean is that of k1 (-x), with less noise.
+    GRPO eq. 4 is k3 of the policy against the reference; there `logprobs` carries the gradient.
     """
-    x = _clamped(logprobs - rollout_logprobs)
+    x = _clamped(other_logprobs - logprobs)
     return torch.expm1(x) - x
 
 

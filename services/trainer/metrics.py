@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -61,6 +62,15 @@ class TrainerMetrics:
         self.staleness_max = gauge(
             "staleness_max", "Policy versions the oldest group of the last batch was behind."
         )
+        self.evaluation_ratio = gauge(
+            "evaluation_ratio",
+            "Accuracy of the policy that was evaluated last, by metric: avg (avg@K), pass "
+            "(pass@K), maj (maj@K); NaN before the first.",
+            ("metric",),
+        )
+        self.evaluation_policy_version = gauge(
+            "evaluation_policy_version", "Policy that was evaluated last; -1 before the first."
+        )
         self.tokens_trained = counter(
             "tokens_trained_total", "Response tokens that carried loss, replayed steps included."
         )
@@ -81,6 +91,9 @@ class TrainerMetrics:
             "When the trainer last finished something, in Unix time.",
         )
         self.policy_version.set(-1)
+        self.evaluation_policy_version.set(-1)
+        for metric in ("avg", "pass", "maj"):
+            self.evaluation_ratio.labels(metric).set(math.nan)
         self.last_progress.set_to_current_time()
         self._of_a_step = {
             "loss": self.loss,
@@ -103,6 +116,13 @@ class TrainerMetrics:
             buckets=_PUBLISH_SECONDS,
             registry=registry,
         )
+
+    def show_evaluation(self, row: Mapping[str, Any]) -> None:
+        """The gauges of an evaluated policy, from its row in evaluations.jsonl."""
+        self.evaluation_policy_version.set(row["policy_version"])
+        for metric in ("avg", "pass", "maj"):
+            value = row[f"{metric}_at_k"]
+            self.evaluation_ratio.labels(metric).set(math.nan if value is None else value)
 
     def show(self, row: Mapping[str, float | int | None], rollouts_dropped: int) -> None:
         """The gauges of a trained step, from its row in steps.jsonl."""

@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM
 from dapod.config import ConfigError, RunConfig
 from services.trainer.batch import MicroBatch
 from services.trainer.layout import ModelLayout
+from services.trainer.logprobs import LOGITS_BYTES, ResponseLogProbs
 from services.trainer.ranks import Ranks
 
 log = logging.getLogger("dapod.trainer")
@@ -40,65 +41,29 @@ class UpdateSkipped(RuntimeError):
     """The gradient was not finite, so there is no next policy."""
 
 
-class ResponseLogProbs(torch.nn.Module):
-    """The model, asked only about response tokens.
-
-    The head and the softmax over the vocabulary run on the T positions that predict a response
-    token: prompts are long, vocabularies too. The selection happens in front of the head, so
-    whatever a model does with its logits afterwards (scaling, soft-capping) still happens.
-    """
-
-    def __init__(self, model: Any, temperature: float) -> None:
-        super().__init__()
-        self.model = model
-        self._temperature = temperature
-        self._positions: tuple[torch.Tensor, torch.Tensor] | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._select)
-
-    def _select(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        assert self._positions is not None
-        rows, columns = self._positions
-        return (inputs[0][rows, columns].unsqueeze(0),)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        mask: torch.Tensor | None,
-        rows: torch.Tensor,
-        columns: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """([T] log-probs of the targets, [T] entropies without gradient), float32, at the
-        temperature."""
-        self._positions = (rows, columns)
-        logits = self.model(
-            input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False
-        ).logits[0]
-        # The logits are divided by the temperature, never the log-probs (trl#4159).
-        logits = logits.float() / self._temperature
-        normaliser = torch.logsumexp(logits, dim=-1)
-        logprobs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
-        with torch.no_grad():
-            distribution = torch.softmax(logits, dim=-1)
-            entropies = normaliser.detach() - (distribution * logits).sum(-1)
-        return logprobs, entropies
-
-
 class Policy:
     """Weights, optimiser and the device they are on."""
 
     def __init__(
-        self, config: RunConfig, ranks: Ranks, *, dtype: torch.dtype = torch.bfloat16
+        self,
+        config: RunConfig,
+        ranks: Ranks,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        logits_bytes: int = LOGITS_BYTES,
     ) -> None:
         __compatible_ops__["deepspeed_shm_comm"] = False
         self._ranks = ranks
         self._optimiser = config.optimiser
         self._layout = ModelLayout.of(Path(config.model.path))
         self._sharded = config.trainer.zero_stage == 3
-        model = _load(Path(config.model.path), _stored(config, dtype))
+        model = load_model(Path(config.model.path), _stored(config, dtype))
         _check_names(model, self._layout)
-        self.module = ResponseLogProbs(model, config.sampling.temperature)
+        if config.trainer.gradient_checkpointing:
+            _recompute_layers(model)
+        self.module = ResponseLogProbs(
+            model, config.sampling.temperature, logits_bytes=logits_bytes
+        )
         self._engine, _, _, _ = deepspeed.initialize(
             model=self.module,
             model_parameters=list(self.module.parameters()),
@@ -114,17 +79,7 @@ class Policy:
 
     def log_probs(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """([T] log-probs, [T] entropies) of the response tokens, on the batch's device."""
-        device = self._engine.device
-        logprobs, entropies = self._engine(
-            input_ids=batch.input_ids.to(device),
-            positions=batch.positions.to(device),
-            mask=None if batch.mask is None else batch.mask.to(device),
-            rows=batch.rows.to(device),
-            columns=batch.columns.to(device),
-            targets=batch.targets.to(device),
-        )
-        # A handful of numbers: the loss and its statistics are computed where the batch is.
-        return logprobs.to(batch.weights.device), entropies.to(batch.weights.device)
+        return ask(self._engine, batch)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Adds the gradient of one micro-batch; `last` is the update's last one."""
@@ -190,6 +145,21 @@ class Policy:
             raise FileNotFoundError(f"DeepSpeed found no checkpoint in {directory}")
 
 
+def ask(engine: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `ResponseLogProbs` inside a DeepSpeed engine says of a batch, on the batch's device."""
+    device = engine.device
+    logprobs, entropies = engine(
+        input_ids=batch.input_ids.to(device),
+        positions=batch.positions.to(device),
+        mask=None if batch.mask is None else batch.mask.to(device),
+        rows=batch.rows.to(device),
+        columns=batch.columns.to(device),
+        targets=batch.targets.to(device),
+    )
+    # A handful of numbers: the loss and its statistics are computed where the batch is.
+    return logprobs.to(batch.weights.device), entropies.to(batch.weights.device)
+
+
 def engine_settings(config: RunConfig, ranks: int, dtype: torch.dtype) -> dict[str, Any]:
     """The DeepSpeed configuration; nothing of it is for users."""
     return {
@@ -205,11 +175,20 @@ def engine_settings(config: RunConfig, ranks: int, dtype: torch.dtype) -> dict[s
         },
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        "zero_optimization": {"stage": config.trainer.zero_stage, "overlap_comm": False},
+        "zero_optimization": _zero_settings(config),
         "zero_allow_untested_optimizer": True,
+        # torch's AdamW runs on the CPU as it is; DeepSpeed's own is compiled when it is first used.
+        "zero_force_ds_cpu_optimizer": False,
         "gradient_clipping": config.optimiser.gradient_clip,
         "steps_per_print": None,
     }
+
+
+def _zero_settings(config: RunConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {"stage": config.trainer.zero_stage, "overlap_comm": False}
+    if config.trainer.offload_optimiser:
+        settings["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return settings
 
 
 def _stored(config: RunConfig, dtype: torch.dtype) -> torch.dtype:
@@ -221,7 +200,7 @@ def _stored(config: RunConfig, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if config.trainer.zero_stage == 0 else dtype
 
 
-def _load(directory: Path, dtype: torch.dtype) -> Any:
+def load_model(directory: Path, dtype: torch.dtype) -> Any:
     """The model without dropout: the ratio of eq. 9 must be 1 before the first update."""
     model: Any = AutoModelForCausalLM.from_pretrained(
         directory, dtype=dtype, attn_implementation="sdpa", local_files_only=True
@@ -231,6 +210,17 @@ def _load(directory: Path, dtype: torch.dtype) -> Any:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     return model
+
+
+def _recompute_layers(model: Any) -> None:
+    """Keeps a layer's input only; backward computes the rest of the layer again."""
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"trainer.gradient_checkpointing: {type(model).__name__} does not support it: set it "
+            f"to false"
+        )
+    # There is no dropout, so no random state to restore.
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
 
 
 def _check_names(model: Any, layout: ModelLayout) -> None:

@@ -11,17 +11,20 @@ import torch
 import torch.distributed as dist
 import transformers
 
+from dapod.config import ConfigError
 from dapod.policy_store import PolicyStore
 from dapod.rpc import channel
 from dapod.service import Service
 from dapod.v1.buffer_pb2_grpc import BufferServiceStub
 from dapod.v1.types_pb2 import RunIdentity
 from services.trainer.checkpoint import CheckpointStore
+from services.trainer.evaluations import Evaluations
 from services.trainer.launch import CHECKPOINTS
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import Phases
 from services.trainer.policy import Policy
 from services.trainer.ranks import TIMEOUT, Ranks
+from services.trainer.reference import load_reference
 from services.trainer.source import Source
 from services.trainer.steps import StepLog
 from services.trainer.stopped import Stopped
@@ -55,6 +58,7 @@ def _wire(service: Service, stub: BufferServiceStub) -> Trainer:
     phases, ranks = Phases(metrics), Ranks()
     policy = Policy(config, ranks)
     run = RunIdentity(run_id=service.run_id, config_digest=service.config_digest)
+    source = Source(stub, run, service.health, service.stop)
     return Trainer(
         config=config,
         ranks=ranks,
@@ -62,15 +66,22 @@ def _wire(service: Service, stub: BufferServiceStub) -> Trainer:
         updates=Updates(
             config=config,
             policy=policy,
+            reference=load_reference(config, ranks),
             ranks=ranks,
             phases=phases,
             metrics=metrics,
             stop=service.stop,
         ),
-        source=Source(stub, run, service.health, service.stop),
+        source=source,
         policies=PolicyStore(environment.policy_dir),
         checkpoints=CheckpointStore(environment.run_dir / CHECKPOINTS),
         steps=_step_log(environment.run_dir),
+        evaluations=Evaluations(
+            config=config,
+            run_dir=environment.run_dir,
+            source=source,
+            metrics=metrics,
+        ),
         phases=phases,
         metrics=metrics,
         health=service.health,
@@ -88,7 +99,10 @@ def _join(threads: int) -> None:
         torch.set_num_threads(threads)
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if rank >= gpus:
+            raise ConfigError(f"there are {gpus} GPUs for this node's ranks: lower trainer.ranks")
+        torch.cuda.set_device(rank)
         backend = "nccl"
     dist.init_process_group(backend, timeout=TIMEOUT)
 

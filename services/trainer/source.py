@@ -22,6 +22,8 @@ from dapod.v1.buffer_pb2 import (
     CheckpointedRequest,
     CommitStepRequest,
     CommitStepResponse,
+    FetchEvaluationsRequest,
+    FetchEvaluationsResponse,
     FetchGroupsRequest,
     NextBatchRequest,
     NextBatchResponse,
@@ -37,6 +39,7 @@ log = logging.getLogger("dapod.trainer")
 
 POLL_SECONDS = 10.0
 """How long one NextBatch is held open. Every rank hears of its end, so none waits much longer."""
+PAUSE_SECONDS = 1.0
 _IDS_PER_CALL = 256
 _LOOK_UP_SECONDS = 0.2
 
@@ -54,12 +57,19 @@ class Source:
         self._patience = Patience(who="buffer", waiting=health.waiting, stop=stop)
         self._lineage = ""
 
-    def resume(self, policy: PolicyVersion, ledger: Sequence[LedgerEntry]) -> None:
-        """Announces this start: `policy` is published, `ledger` is what its checkpoint holds."""
+    def resume(
+        self,
+        policy: PolicyVersion,
+        ledger: Sequence[LedgerEntry],
+        evaluated: Sequence[PolicyVersion] = (),
+    ) -> None:
+        """Announces this start: `policy` is published, `ledger` is what its checkpoint holds,
+        `evaluated` are the policies whose evaluation is on disk."""
         request = ResumeRequest(
             run=self._run,
             policy=policy_to_proto(policy),
             ledger=[entry_to_proto(entry) for entry in ledger],
+            evaluated=map(policy_to_proto, evaluated),
         )
         reply = self._patience.call(self._stub.Resume, request)
         self._lineage = policy.lineage
@@ -114,6 +124,16 @@ class Source:
             run=self._run, entry=entry_to_proto(entry), policy=policy_to_proto(policy)
         )
         return self._patience.call(self._stub.CommitStep, request)
+
+    def evaluations(self, evaluated: Sequence[PolicyVersion]) -> FetchEvaluationsResponse:
+        """One that has ended and is not named in `evaluated`, if any, and how many are open."""
+        request = FetchEvaluationsRequest(run=self._run, evaluated=map(policy_to_proto, evaluated))
+        return self._patience.call(self._stub.FetchEvaluations, request)
+
+    def pause(self) -> None:
+        """Between two questions; raises `Stopped` when the trainer is told to stop."""
+        if self._stop.wait(PAUSE_SECONDS):
+            raise Stopped
 
     def checkpointed(self, step: int) -> None:
         """Says that steps before `step` are safe on disk."""

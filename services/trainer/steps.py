@@ -7,16 +7,14 @@ in `steps.superseded.jsonl`.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dapod.v1.buffer_pb2 import BatchPlan, SamplingStats
+from services.trainer.row_log import RowLog
 
 ROWS = "steps.jsonl"
-SUPERSEDED = "steps.superseded.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +33,19 @@ class TrainedStep:
     grad_norm: float
     """Before clipping, mean over the updates."""
     loss: float
-    """The loss of eq. 8 with its importance weights, mean over the updates."""
+    """What was minimised: the loss of eq. 8 with its importance weights, plus the KL term where
+    there is one; mean over the updates."""
     learning_rate: float
     mismatch_kl_nats: float
     """KL(pi_rollout || pi_trainer), mean over trained tokens of its k3 estimate, with the trainer's
     policy at the start of the step. With old_logprobs = "rollout" the first update's tokens only:
     the others are never seen by that policy."""
+    reference_kl_nats: float | None
+    """KL(policy || model.path), mean over trained tokens of its k3 estimate, in the forward pass
+    that trained them; None with kl_coefficient = 0: there is no reference model then."""
     tokens_trained: int
-    """Response tokens that carried loss: of judged rollouts, end-of-sequence included."""
+    """Response tokens that carried loss: of judged rollouts that the overlong filter left,
+    end-of-sequence included."""
     rollouts_dropped: int
     """Not in the row: rollouts whose log-probs were not finite."""
     updates: int
@@ -59,6 +62,10 @@ class StepSeconds:
     """Fetching payloads, old log-probs and updates."""
     seconds_publish: float
     """Writing the next policy until it is visible."""
+    seconds_evaluate: float
+    """Time since the commit before during which a rollout pod held problems of an evaluation
+    instead of sampling for training. A pod that is alone does nothing else meanwhile, so training
+    waited that long; with more pods it had the others."""
     seconds_total: float
     """Since the row before (or since the trainer was ready): rows add up to the wall clock. A
     checkpoint counts to the step after it."""
@@ -81,6 +88,7 @@ def row(
         "loss": trained.loss,
         "learning_rate": trained.learning_rate,
         "mismatch_kl_nats": trained.mismatch_kl_nats,
+        "reference_kl_nats": trained.reference_kl_nats,
         # Counts since the commit before, whichever step their groups go to.
         "groups_leased": sampled.groups_leased,
         "groups_kept": sampled.groups_kept,
@@ -113,44 +121,8 @@ def _share(part: float, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-class StepLog:
-    """The two files of a run directory."""
+class StepLog(RowLog):
+    """The file of a run directory."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._rows = run_dir / ROWS
-        self._superseded = run_dir / SUPERSEDED
-
-    def append(self, values: dict[str, float | int | None]) -> None:
-        """Adds a row and makes it durable."""
-        _append(self._rows, [json.dumps(values)])
-
-    def cut_back(self, step: int) -> int:
-        """Keeps the rows of steps before `step`; returns how many were set aside."""
-        if not self._rows.exists():
-            return 0
-        lines = self._rows.read_text().splitlines()
-        kept = [line for line in lines if _step(line) is not None and (_step(line) or 0) < step]
-        gone = [line for line in lines if line not in kept]
-        if gone:
-            if whole := [line for line in gone if _step(line) is not None]:
-                _append(self._superseded, whole)
-            beside = self._rows.with_suffix(".tmp")
-            beside.unlink(missing_ok=True)
-            _append(beside, kept)
-            beside.replace(self._rows)
-        return len(gone)
-
-
-def _step(line: str) -> int | None:
-    """None for a line cut off by a crash."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _append(file: Path, lines: list[str]) -> None:
-    with file.open("a") as stream:
-        stream.writelines(f"{line}\n" for line in lines)
-        stream.flush()
-        os.fsync(stream.fileno())
+        super().__init__(run_dir / ROWS, key="step")

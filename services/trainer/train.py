@@ -3,6 +3,7 @@
     start:  checkpoint c or the base model ──publish version c, new lineage──► Resume(c, ledger)
     step s: NextBatch ──plan──► all ranks fetch their share ──updates──► publish s+1 ──► CommitStep
             ──► prune old policies ──► a row of steps.jsonl ──► sometimes a checkpoint, Checkpointed
+    meanwhile, and at the end until none is open: evaluations that ended ──► evaluations.jsonl
 
 Killed anywhere, it starts from the last checkpoint and is handed the same batches again, verbatim.
 So SIGTERM finishes nothing: it leaves at the next micro-batch or poll.
@@ -22,6 +23,7 @@ from dapod.types import PolicyVersion, RunState
 from dapod.v1.buffer_pb2 import BatchPlan, NextBatchResponse, SamplingStats
 from dapod.wire import policy_from_proto, state_from_proto
 from services.trainer.checkpoint import Checkpoint, CheckpointStore, check_resumable, sync_tree
+from services.trainer.evaluations import Evaluations
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import Phases
 from services.trainer.policy import Policy
@@ -48,6 +50,7 @@ class Trainer:
     policies: PolicyStore
     checkpoints: CheckpointStore
     steps: StepLog
+    evaluations: Evaluations
     phases: Phases
     metrics: TrainerMetrics
     health: Health
@@ -70,6 +73,7 @@ class Trainer:
                 saved = self._checkpoint(ledger, lineage)
         if saved < len(ledger):
             self._checkpoint(ledger, lineage)
+        self._await_evaluations()
         self.health.waiting(f"finished after {len(ledger)} steps")
 
     def _start(self, lineage: str) -> list[LedgerEntry]:
@@ -83,9 +87,10 @@ class Trainer:
         if self.ranks.leads:
             self.policies.sweep()
             self.steps.cut_back(len(ledger))
+            self.evaluations.cut_back(len(ledger))
         published = self._publish(len(ledger), lineage)
         if self.ranks.leads:
-            self.source.resume(published, ledger)
+            self.source.resume(published, ledger, self.evaluations.known)
             log.info("resumed at step %d with policy %s", len(ledger), published)
         self.phases.restart()
         return ledger
@@ -97,6 +102,7 @@ class Trainer:
             with self.phases("wait"):
                 asked = self.source.poll(step).SerializeToString() if self.ranks.leads else None
                 reply = NextBatchResponse.FromString(self.ranks.broadcast(asked))
+                self._collect()
             if reply.HasField("plan"):
                 return reply.plan
             if state_from_proto(reply.state) is RunState.FINISHED:
@@ -135,12 +141,28 @@ class Trainer:
                 log.info("pruned policy %s", policy)
         return reply.sampling
 
+    def _collect(self) -> str:
+        """Writes down the evaluations that have ended; says what is being evaluated, or nothing."""
+        return self.evaluations.collect() if self.ranks.leads else ""
+
+    def _await_evaluations(self) -> None:
+        """The buffer ends each one at its deadline, so this ends. The ranks leave together."""
+        while True:
+            left = self._collect()
+            if not self.ranks.any(bool(left)):
+                return
+            if left:
+                self.health.waiting(f"waiting for the last evaluation: {left}")
+            with self.phases("wait"):
+                self.source.pause()
+
     def _record(self, plan: BatchPlan, sampled: SamplingStats, trained: TrainedStep) -> None:
         """The step's row, on disk before any checkpoint that contains the step."""
         seconds = StepSeconds(
             seconds_wait=self.phases.seconds("wait"),
             seconds_train=self.phases.seconds("fetch", "old_logprobs", "update"),
             seconds_publish=self.phases.seconds("publish"),
+            seconds_evaluate=sampled.seconds_evaluate,
             seconds_total=self.phases.total,
         )
         self.phases.restart()

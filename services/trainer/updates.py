@@ -3,6 +3,7 @@
     groups ──assemble──► micro-batches of each update, weights from the token counts of all ranks
            ──forward───► old log-probs (recompute; the first update gets them free)
            ──for each update: forward, loss, backward of each micro-batch; then one AdamW update
+                              (with a KL term each forward is made by the reference model as well)
 
 Every rank runs this with its own share; all run the same number of passes. Sums go over all ranks.
 """
@@ -23,11 +24,13 @@ from services.trainer import batch as batches
 from services.trainer import cut as cuts
 from services.trainer.batch import MicroBatch
 from services.trainer.cut import Row
-from services.trainer.loss import Clipping, importance_weights, mismatch_kl, policy_loss
+from services.trainer.loss import Clipping, TokenLoss, importance_weights, k3, policy_loss
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.normalise import Normaliser
 from services.trainer.phases import Phases
 from services.trainer.policy import Policy
 from services.trainer.ranks import Ranks
+from services.trainer.reference import Reference
 from services.trainer.steps import TrainedStep
 from services.trainer.stopped import Stopped
 
@@ -45,6 +48,7 @@ class Sums:
     clipped_high: float = 0.0
     mismatch: float = 0.0
     mismatch_tokens: float = 0.0
+    reference_kl: float = 0.0
     rollouts_dropped: float = 0.0
 
 
@@ -56,15 +60,22 @@ class Updates:
         *,
         config: RunConfig,
         policy: Policy,
+        reference: Reference | None = None,
         ranks: Ranks,
         phases: Phases,
         metrics: TrainerMetrics,
         stop: threading.Event,
     ) -> None:
-        self._algorithm = config.algorithm
+        """`reference` is needed for a KL term and for nothing else."""
+        self._algorithm = algorithm = config.algorithm
+        assert (reference is None) == (algorithm.kl_coefficient == 0.0)
         self._tokens_per_micro_batch = config.trainer.tokens_per_micro_batch
-        self._clipping = Clipping(low=config.algorithm.clip_low, high=config.algorithm.clip_high)
+        self._clipping = Clipping(
+            low=algorithm.clip_low, high=algorithm.clip_high, dual=algorithm.dual_clip
+        )
+        self._normaliser = Normaliser(config)
         self._policy = policy
+        self._reference = reference
         self._ranks = ranks
         self._phases = phases
         self._metrics = metrics
@@ -103,14 +114,12 @@ class Updates:
     def _assemble(
         self, plan: BatchPlan, cut: list[list[list[Row]]], groups: Mapping[str, Group]
     ) -> list[list[MicroBatch]]:
-        """Normalisers need all tokens of a prompt, wherever they are trained: a sum over ranks."""
-        own = batches.judged_tokens((r for u in cut for m in u for r in m), groups)
-        counts = self._ranks.sum([own.get(group.group_id, 0) for group in plan.groups])
-        tokens = {g.group_id: n for g, n in zip(plan.groups, counts, strict=True)}
-        advantages = batches.advantages(groups)
+        """Advantages from each group's rewards, weights from the token counts of all ranks."""
+        advantages = batches.advantages(groups, scale=self._algorithm.advantage_scale)
         assembled = []
         for planned, micro_batches in zip(cuts.updates(plan), cut, strict=True):
-            weights = batches.prompt_weights({g.group_id: tokens[g.group_id] for g in planned})
+            own = [row for rows in micro_batches for row in rows]
+            weights = self._normaliser.weights(planned, own, groups, self._ranks.sum)
             assembled.append(
                 [batches.assemble(rows, groups, advantages, weights) for rows in micro_batches]
             )
@@ -120,40 +129,50 @@ class Updates:
         done = []
         for micro_batch in update:
             with torch.no_grad():
-                batch, logprobs, _ = self._forward(micro_batch, sums)
+                batch, logprobs, _ = self._forward(self._policy, micro_batch, sums)
             _add_mismatch(sums, batch, logprobs)
             done.append(replace(batch, old_logprobs=logprobs))
         return done
 
     def _train(self, micro_batch: MicroBatch, sums: Sums, first: bool, last: bool) -> None:
         """Forward, loss and backward of one micro-batch, of the first update or a later one."""
-        batch, logprobs, entropies = self._forward(micro_batch, sums)
-        now = logprobs.detach()
+        reference = None
+        if self._reference:
+            micro_batch, reference, _ = self._forward(self._reference, micro_batch, sums)
+        batch, logprobs, entropies = self._forward(self._policy, micro_batch, sums)
         if first:
             # Before the first update the policy is still the one of the start of the step.
-            _add_mismatch(sums, batch, now)
+            _add_mismatch(sums, batch, logprobs.detach())
+        result = self._policy_loss(batch, logprobs)
+        loss, trained = result.loss, batch.weights > 0
+        if reference is not None:
+            kl = k3(logprobs, reference)
+            loss = loss + self._algorithm.kl_coefficient * (batch.weights * kl).sum()
+            sums.reference_kl += float(kl.detach()[trained].sum())
+        self._policy.backward(loss, last=last)
+        sums.loss += float(loss.detach())
+        sums.tokens += int(trained.sum())
+        sums.entropy += float(entropies[trained].sum())
+        sums.clipped_low += result.clipped_low
+        sums.clipped_high += result.clipped_high
+
+    def _policy_loss(self, batch: MicroBatch, logprobs: torch.Tensor) -> TokenLoss:
+        """With the old log-probs and importance weights that `old_logprobs` asks for."""
         weights, old = batch.weights, batch.rollout_logprobs
         if self._algorithm.old_logprobs == "recompute":
-            old = now if batch.old_logprobs is None else batch.old_logprobs
+            old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
             cap = self._algorithm.importance_weight_cap
             weights = weights * importance_weights(old, batch.rollout_logprobs, cap)
-        result = policy_loss(
+        return policy_loss(
             logprobs,
             old_logprobs=old,
             advantages=batch.advantages,
             weights=weights,
             clipping=self._clipping,
         )
-        self._policy.backward(result.loss, last=last)
-        trained = batch.weights > 0
-        sums.loss += float(result.loss.detach())
-        sums.tokens += int(trained.sum())
-        sums.entropy += float(entropies[trained].sum())
-        sums.clipped_low += result.clipped_low
-        sums.clipped_high += result.clipped_high
 
     def _forward(
-        self, batch: MicroBatch, sums: Sums
+        self, model: Policy | Reference, batch: MicroBatch, sums: Sums
     ) -> tuple[MicroBatch, torch.Tensor, torch.Tensor]:
         """Log-probs and entropies of a micro-batch without the rows that give no finite ones.
 
@@ -163,13 +182,13 @@ class Updates:
         """
         if self._stop.is_set():
             raise Stopped
-        logprobs, entropies = self._policy.log_probs(batch)
+        logprobs, entropies = model.log_probs(batch)
         broken = torch.zeros(len(batch.input_ids), dtype=torch.bool)
         broken[batch.rows[~torch.isfinite(logprobs.detach())]] = True
         if self._ranks.any(bool(broken.any())):
             sums.rollouts_dropped += int(batch.rollouts[broken].sum())
             batch = batch.without(broken)
-            logprobs, entropies = self._policy.log_probs(batch)
+            logprobs, entropies = model.log_probs(batch)
         return batch, logprobs, entropies
 
     def _result(self, sums: Sums, norms: list[float], learning_rate: float) -> TrainedStep:
@@ -188,6 +207,7 @@ class Updates:
             loss=total.loss / len(norms),
             learning_rate=learning_rate,
             mismatch_kl_nats=total.mismatch / mismatch_tokens,
+            reference_kl_nats=total.reference_kl / tokens if self._reference else None,
             tokens_trained=int(total.tokens),
             rollouts_dropped=int(total.rollouts_dropped),
             updates=len(norms),
@@ -196,5 +216,5 @@ class Updates:
 
 def _add_mismatch(sums: Sums, batch: MicroBatch, logprobs: torch.Tensor) -> None:
     trained = batch.weights > 0
-    sums.mismatch += float(mismatch_kl(logprobs, batch.rollout_logprobs)[trained].sum())
+    sums.mismatch += float(k3(batch.rollout_logprobs, logprobs)[trained].sum())
     sums.mismatch_tokens += int(trained.sum())

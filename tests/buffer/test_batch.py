@@ -133,6 +133,37 @@ def test_dynamic_sampling_goes_by_correctness_never_by_reward(world: World) -> N
     assert world.counts().stats["reward_sum"] == -3.5
 
 
+def test_without_dynamic_sampling_uniform_groups_are_trained_and_counted_as_before(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(dynamic_sampling=False)
+    failed, correct, wrong = world.lease("a", 0, 3)
+    assert world.submit(failed, "failed") is Disposition.FAILED
+    assert waiting(world, 0) == "0 of 2 groups; 2 leases open, oldest v0"
+    assert world.submit(wrong, "all_wrong") is Disposition.ALL_WRONG
+    assert world.submit(correct, "all_correct") is Disposition.ALL_CORRECT
+    assert world.submit(correct, "all_correct") is Disposition.ALL_CORRECT, "the same answer again"
+    plan = world.cut(0)
+    assert [group.group_id for group in plan.groups] == [correct.group_id, wrong.group_id]
+    assert all(world.store.fetch([group.group_id], 10**6)[0] for group in plan.groups)
+    stats = world.commit(plan).stats
+    assert (stats["groups_all_correct"], stats["groups_all_wrong"]) == (1, 1)
+    assert (stats["groups_kept"], stats["groups_failed"]) == (0, 1)
+    assert world.conserved().groups["trained"] == 2
+
+
+def test_without_dynamic_sampling_a_uniform_group_takes_a_slot_of_the_grant_rule(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(dynamic_sampling=False)
+    leases = world.lease("a", 0, 5)
+    assert len(leases) == 4, "(max_staleness + 1) · N"
+    world.submit(leases[0], "all_wrong")
+    assert world.lease("a", 0, 1) == []
+    world.submit(leases[1], "failed")
+    assert len(world.lease("a", 0, 1)) == 1
+
+
 def test_statistics_run_from_commit_to_commit(world: World) -> None:
     for kind in ("all_correct", "all_wrong", "failed"):
         world.submit(world.lease("a", 0, 1)[0], kind)

@@ -1,6 +1,7 @@
 """The order of prompts, the queue over it, and tokens as transformers would make them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import redis
 
 from dapod.config import ConfigError
+from dapod.dataset import Message
+from dapod.prompt_tokens import PromptTokenizer
 from services.buffer.prompts import Cursor, load_prompts
-from services.buffer.tokens import PromptTokenizer
 from tests.buffer.world import World, make_config, make_prompts, repository
 
 MODEL = repository() / "models" / "smollm2-135m-instruct"
@@ -88,8 +90,32 @@ def quickstart_like(tmp_path: Path, **sampling: object):
 
 @needs_model
 def test_prompts_that_are_too_long_are_counted_and_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"1 of 2 prompts are longer .* = 50 \(first: row 2; "):
+    first = re.escape(f"(first: {tmp_path}/data.jsonl line 2; ")
+    with pytest.raises(ConfigError, match=rf"1 of 2 prompts are longer .* = 50 {first}"):
         load_prompts(quickstart_like(tmp_path, max_prompt_tokens=50))
+
+
+@needs_model
+def test_the_log_and_the_health_page_say_what_became_of_the_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = quickstart_like(tmp_path, max_prompt_tokens=50)
+    data = config.data.model_copy(update={"long_prompts": "filter"})
+    with caplog.at_level("INFO"):
+        prompts = load_prompts(config.model_copy(update={"data": data}))
+    assert prompts.counts == "2 rows read, 1 filtered for their length, 1 kept"
+    assert f"data set {tmp_path}/data.jsonl: {prompts.counts}" in caplog.text
+    assert len(prompts) == 1
+
+
+@needs_model
+def test_the_same_data_gives_the_same_prompts_and_other_data_another_digest(tmp_path: Path) -> None:
+    config = quickstart_like(tmp_path)
+    first, again = load_prompts(config), load_prompts(config)
+    assert first.digest == again.digest
+    with (tmp_path / "data.jsonl").open("a") as file:
+        file.write('\n{"prompt": "new", "answer": "3"}')
+    assert load_prompts(config).digest != first.digest
 
 
 COMPARE = """
@@ -124,8 +150,9 @@ def test_tokens_are_those_of_transformers() -> None:
         check=True,
     )
     expected = json.loads(done.stdout.splitlines()[-1])
-    chat = PromptTokenizer(MODEL, chat=True).encode(messages)
-    plain = PromptTokenizer(MODEL, chat=False).encode(messages)
+    conversations = [(Message(role="user", content=message),) for message in messages]
+    chat = PromptTokenizer(MODEL, chat=True).encode(conversations)
+    plain = PromptTokenizer(MODEL, chat=False).encode(conversations)
     assert [[a.tolist(), b.tolist()] for a, b in zip(chat, plain, strict=True)] == expected
 
 

@@ -23,7 +23,11 @@ class RandomRun:
     def __init__(self, client: redis.Redis, seed: int) -> None:
         self.random = random.Random(seed)
         self.max_staleness = self.random.choice([0, 1, 1, 2, 3])
-        algorithm = {"max_staleness": self.max_staleness, "prompts_per_step": 2}
+        algorithm = {
+            "max_staleness": self.max_staleness,
+            "prompts_per_step": 2,
+            "dynamic_sampling": self.random.random() < 0.7,
+        }
         config = make_config(algorithm=algorithm, buffer={"queue_prompts": 5})
         self.world = World(client, config=config, prompts=make_prompts(300))
         self.lineages = 0

@@ -99,6 +99,7 @@ def serve(world: World) -> Iterator[Service]:
         run_id=RUN_ID,
         metrics=BufferMetrics(registry),
         stop=stop,
+        problems=world.problems,
     )
     buffer_pb2_grpc.add_BufferServiceServicer_to_server(servicer, server.grpc)
     port = server.start("127.0.0.1", 0)

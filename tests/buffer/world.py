@@ -26,6 +26,7 @@ from dapod.types import (
     Verdict,
 )
 from dapod.v1 import types_pb2
+from services.buffer.problems import Problems
 from services.buffer.prompts import Prompt, Prompts
 from services.buffer.records import (
     Committed,
@@ -39,7 +40,7 @@ from services.buffer.records import (
 )
 from services.buffer.scripts import Scripts
 from services.buffer.store import Store
-from services.buffer.submission import disposition
+from services.buffer.submission import disposition, is_kept
 
 RUN_ID = "test"
 
@@ -77,7 +78,7 @@ def make_config(**sections: dict[str, object]) -> RunConfig:
         "buffer": {"lease_seconds": 60.0, "queue_prompts": 6},
     }
     for section, keys in sections.items():
-        raw[section] = {**raw[section], **keys}
+        raw[section] = {**raw.get(section, {}), **keys}
     return configuration.parse(raw, "test")
 
 
@@ -137,13 +138,19 @@ class World:
         prompts: Prompts | None = None,
         clock: Clock | None = None,
         scripts: Scripts | None = None,
+        problems: Problems | None = None,
     ) -> None:
         self.client = client
         self.clock = clock or Clock()
         self.config = config or make_config()
         self.prompts = prompts or make_prompts()
+        self.problems = problems
         self.scripts = scripts or Scripts(
-            client=client, run_id=RUN_ID, config=self.config, now=self.clock
+            client=client,
+            run_id=RUN_ID,
+            config=self.config,
+            problems=problems,
+            now=self.clock,
         )
         self.store = Store(scripts=self.scripts, prompts=self.prompts, config=self.config)
         self.store.start(self.config.digest())
@@ -172,9 +179,11 @@ class World:
         policy = self.policies[lease]
         payload = make_group(lease.group_id, prompt, policy, KINDS[kind]).SerializeToString()
         judged = [c for c in KINDS[kind] if c is not None]
+        became = disposition(KINDS[kind])
         return Submission(
             lease=lease,
-            disposition=disposition(KINDS[kind]),
+            disposition=became,
+            keep=is_kept(became, dynamic_sampling=self.config.algorithm.dynamic_sampling),
             policy=policy,
             payload=payload,
             sha256=hashlib.sha256(payload).hexdigest(),

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,8 +58,11 @@ def config_file(tmp_path: Path) -> Path:
     model.mkdir()
     (model / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     (model / "config.json").write_text(json.dumps({"max_position_embeddings": 64}))
-    (model / "tokenizer.json").write_text("{}")
-    (model / "tokenizer_config.json").write_text("{}")
+    tokenizer = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(model / "tokenizer.json"))
+    settings = {"chat_template": "{{ messages[-1].content }}"}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
     rows = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(9)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = tmp_path / "tiny.toml"

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from dapod.cli.evaluations import EvaluationLog
 from dapod.cli.fleet import ServiceSpec
 from dapod.cli.progress import Progress
 from dapod.cli.runner import Runner, RunnerParts
@@ -31,6 +32,7 @@ def main(run_dir: Path, services: dict[str, str]) -> int:
         run_dir=run_dir,
         progress=Progress(screen=PlainScreen(), steps_total=4),
         steps=StepLog(run_dir / "steps.jsonl"),
+        evaluations=EvaluationLog(run_dir / "evaluations.jsonl"),
         ask_status=lambda: RunStatus(finished=not (run_dir / "unfinished").exists()),
     )
     try:

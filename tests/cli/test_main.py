@@ -168,6 +168,60 @@ def test_a_right_config_is_called_right(dapod, config_file: Path) -> None:
     said = dapod("config", "check", config_file, "--set", "run.steps=7")
     assert (said.status, said.err) == (0, "")
     assert "7 steps of 2 groups of 4 rollouts" in said.out
+    assert f"data {config_file.parent}/rows.jsonl: 9 rows read, 9 kept" in said.out
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["data.path=hub:owner/name"], "data hub:owner/name: not read; dapod run downloads it"),
+        (["data.path=none.jsonl"], "none.jsonl: not read; it is not on this machine"),
+        (["model.path=none"], "9 rows read, 9 kept (lengths not checked: no model at "),
+    ],
+)
+def test_a_check_says_what_of_the_data_it_could_not_see(
+    capsys, config_file: Path, changes: list[str], says: str
+) -> None:
+    assert main(["config", "check", str(config_file), "--set", *changes]) == 0
+    assert says in capsys.readouterr().out
+
+
+def test_a_check_refuses_data_that_cannot_be_used(capsys, config_file: Path) -> None:
+    assert main(["config", "check", str(config_file), "--set", "data.answer_column=key"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "has no column 'key'" in err
+
+
+def test_prompts_longer_than_the_limit(refused: Refused, config_file: Path) -> None:
+    sentence = refused(config_file, "--set", "sampling.max_prompt_tokens=4")
+    assert "9 of 9 prompts are longer than sampling.max_prompt_tokens = 4 (first: " in sentence
+    assert "rows.jsonl line 1; longest: 5 tokens): raise it to 5, or set data.long" in sentence
+
+
+def test_every_value_of_a_config_is_shown_with_its_source(dapod, config_file: Path) -> None:
+    changes = ("--set", "algorithm.preset=grpo", "--set", "algorithm.clip_low = 0.1")
+    said = dapod("config", "show", config_file, *changes)
+    assert (said.status, said.err) == (0, "")
+    pairs = [line.split("#") for line in said.out.splitlines()]
+    shown = {value.strip(): source.strip() for value, source in pairs}
+    assert shown["algorithm.group_size = 4"] == str(config_file)
+    assert shown['algorithm.preset = "grpo"'] == shown["algorithm.clip_low = 0.1"] == "--set"
+    assert shown["algorithm.clip_high = 0.2"].startswith("preset grpo (GRPO eq. 3")
+    assert shown["algorithm.importance_weight_cap = 2.0"] == "default"
+    assert 'run.name = "tiny"' in shown and "buffer.queue_prompts = 64" in shown
+
+
+def test_a_table_of_a_table_is_shown_too(dapod, config_file: Path) -> None:
+    changes = [
+        word
+        for key in ("every_steps=2", "data.path=rows.jsonl", "data.verifier=integer")
+        for word in ("--set", f"evaluation.{key}")
+    ]
+    said = dapod("config", "show", config_file, *changes)
+    assert (said.status, said.err) == (0, "")
+    shown = dict(map(str.strip, line.split("#")) for line in said.out.splitlines())
+    assert shown['evaluation.data.verifier = "integer"'] == "--set"
+    assert shown["evaluation.samples = 1"] == "default"
 
 
 def begun(config_file: Path) -> RunDirectory:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dapod.cli.progress import Progress, ServiceView, duration, progress_of, time_left
+from dapod.cli.progress import Progress, progress_of, time_left
 from dapod.cli.readiness import Readiness
 from dapod.cli.screen import Overview, Part, draw
+from dapod.cli.service_progress import ServiceView, duration
 from dapod.cli.steps import StepRow, read_steps
 
 RECORDED = Path(__file__).with_name("steps.jsonl")

@@ -11,8 +11,13 @@ from dapod.cli.status import RunStatus
 from dapod.cli.steps import read_steps
 from dapod.cli.summary import Summary, summarise
 from dapod.config import load
+from tests.cli.test_evaluations import evaluation_row
 
 ROWS = read_steps(Path(__file__).with_name("steps.jsonl"))
+EVALUATED = [
+    evaluation_row(),
+    evaluation_row(policy_version=2, avg=None, low=None, high=None),
+]
 
 
 def summary_of(config_file: Path, status: RunStatus | None, rows=ROWS) -> Summary:
@@ -77,12 +82,12 @@ def test_the_summary_is_written_as_json(config_file: Path, tmp_path: Path) -> No
 
 
 def test_the_curves_are_a_picture(tmp_path: Path) -> None:
-    draw_curves(ROWS, "tiny-1", tmp_path / "curves.png")
+    draw_curves(ROWS, EVALUATED, "tiny-1", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_single_step_can_be_drawn(tmp_path: Path) -> None:
-    draw_curves(ROWS[:1], "tiny-1", tmp_path / "curves.png")
+    draw_curves(ROWS[:1], [], "tiny-1", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 

@@ -1,6 +1,6 @@
 """The arithmetic of restarts, on a clock of the test's own."""
 
-from dapod.cli.restarts import MAX_RESTARTS, WINDOW_SECONDS, RestartBudget
+from dapod.cli.restarts import MAX_RESTARTS, WINDOW_SECONDS, OnceReady, RestartBudget
 
 
 def test_the_pause_doubles_with_each_recent_restart() -> None:
@@ -21,3 +21,11 @@ def test_old_restarts_are_forgotten_but_stay_counted() -> None:
         budget.grant(float(now))
     assert budget.grant(WINDOW_SECONDS + MAX_RESTARTS) == 0.5
     assert budget.total == MAX_RESTARTS + 1
+
+
+def test_what_never_was_ready_is_not_started_again() -> None:
+    ready: list[bool] = []
+    budget = OnceReady(lambda: bool(ready))
+    assert budget.grant(0.0) is None and budget.refusal == "before it was ready"
+    ready.append(True)
+    assert budget.grant(0.0) == 0.5 and "restarts in ten minutes" in budget.refusal

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from dapod import config as configuration
-from dapod.config import ConfigError
+from dapod.config import ConfigError, EvalConfig
+from dapod.config.load import parse_as, read
+from dapod.config.source import HubSource
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICKSTART = CONFIGS / "quickstart.toml"
@@ -19,7 +21,21 @@ def refusal(*overrides: str) -> str:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
 def test_every_shipped_config_parses(path):
-    assert configuration.load(path).run.name
+    if path.name.startswith("eval_"):
+        assert parse_as(EvalConfig, read(path), path.name).as_run(max_prompt_tokens=512)
+    else:
+        assert configuration.load(path).run.name
+
+
+def test_aime_is_evaluated_as_in_the_paper():
+    config = parse_as(EvalConfig, read(CONFIGS / "eval_aime2024.toml"), "AIME")
+    assert config.evaluation.samples == 32
+    assert (config.sampling.temperature, config.sampling.top_p) == (1.0, 0.7)
+    assert config.sampling.max_response_tokens == 20480
+    assert (config.data.path, config.data.verifier) == (
+        "hub:BytedTsinghua-SIA/AIME-2024",
+        "dapo_math",
+    )
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_right_one():
@@ -31,7 +47,7 @@ def test_an_unknown_section_is_refused_with_the_nearest_right_one():
 
 
 def test_an_unknown_key_like_no_other_is_refused_with_the_keys_there_are():
-    assert "known here: checkpoint_every_steps, ranks" in refusal("trainer.qqq=1")
+    assert "known here: checkpoint_every_steps, gradient_checkpointing" in refusal("trainer.qqq=1")
 
 
 def test_a_missing_key_is_named(tmp_path):
@@ -61,7 +77,14 @@ def test_a_missing_file_and_broken_toml_are_one_sentence(tmp_path):
         ("algorithm.overlong_cache_tokens=16", "must be smaller than sampling.max_response_tokens"),
         ("algorithm.max_leases_per_step=4", "must be at least algorithm.prompts_per_step"),
         ("trainer.tokens_per_micro_batch=40", "must hold one rollout"),
+        ("algorithm.dual_clip=0.9", "must be above 1, or 0 to turn it off"),
+        ("algorithm.preset=ppo", "choose one of dapo, dapo_verl, grpo, dr_grpo"),
         ("data.template=no hole", "must contain {prompt}"),
+        ("data.path=hub:nobody", "write it as hub:OWNER/NAME[@REVISION][/FILES]"),
+        ("data.path=reasoning_gym:", "write it as reasoning_gym:DATASET"),
+        ("data.path=reasoning_gym:chain_sum", "data.size is missing"),
+        ("data.size=5", "data.size and data.seed are for data.path = reasoning_gym"),
+        ("data.long_prompts=cut", "data.long_prompts = 'cut'"),
         ("run.name=A b", "run.name"),
         ("novalue", "write it as section.key=value"),
     ],
@@ -91,6 +114,37 @@ def test_relative_paths_are_looked_up_beside_the_config_file():
     assert Path(config.data.path) == CONFIGS / "one_digit_arithmetic.jsonl"
 
 
+def test_generated_rows_are_judged_by_their_own_verifier_or_the_users():
+    generated = ["data.path=reasoning_gym:chain_sum", "data.size=5"]
+    assert 'use "reasoning_gym:chain_sum"' in refusal(*generated)
+    for verifier in ("reasoning_gym:chain_sum", "python:mine:right"):
+        configuration.load(QUICKSTART, [*generated, f"data.verifier={verifier}"])
+
+
+def test_a_data_set_that_is_no_file_is_looked_up_nowhere():
+    path = "hub:owner/na.me-1@v1.0/a b/train-*.parquet"
+    data = configuration.load(QUICKSTART, [f"data.path={path}"]).data
+    assert (data.path, data.source) == (
+        path,
+        HubSource(repository="owner/na.me-1", revision="v1.0", files="a b/train-*.parquet"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("/here/rows.jsonl", "/there/rows.jsonl", True),
+        ("rows.jsonl", "other.jsonl", False),
+        ("hub:a/b", "hub:a/b@main", True),
+        ("hub:a/b", "hub:a/b@v2", False),
+        ("hub:a/b/x.jsonl", "hub:a/c/x.jsonl", False),
+    ],
+)
+def test_the_digest_knows_a_data_set_by_its_name_and_revision(one, other, same):
+    digests = {configuration.load(QUICKSTART, [f"data.path={p}"]).digest() for p in (one, other)}
+    assert len(digests) == (1 if same else 2)
+
+
 @pytest.mark.parametrize("override", ["run.steps=40", "trainer.ranks=2", "rollout.threads=1"])
 def test_length_and_size_of_machine_leave_the_digest_alone(override):
     assert configuration.load(QUICKSTART, [override]).digest() == digest()
@@ -105,3 +159,59 @@ def test_what_changes_learning_changes_the_digest(override):
 
 def digest() -> str:
     return configuration.load(QUICKSTART).digest()
+
+
+EVALUATION = (
+    "evaluation.every_steps=2",
+    "evaluation.data.path=one_digit_arithmetic.jsonl",
+    "evaluation.data.verifier=integer",
+)
+
+
+def test_a_run_evaluates_nothing_unless_told():
+    assert configuration.load(QUICKSTART).evaluation is None
+
+
+def test_an_evaluation_has_data_of_its_own_beside_the_config_file():
+    run = configuration.load(QUICKSTART, [*EVALUATION, "evaluation.max_response_tokens=40"])
+    assert run.evaluation is not None
+    assert run.evaluation.data.path == str(CONFIGS / "one_digit_arithmetic.jsonl")
+    assert (run.evaluation_response_tokens, run.context_tokens, run.tokens_per_rollout) == (
+        40,
+        104,
+        80,
+    )
+    assert run.verifiers == ["integer"]
+
+
+def test_an_evaluation_changes_nothing_of_what_is_learned():
+    plain = configuration.load(QUICKSTART)
+    assert configuration.load(QUICKSTART, EVALUATION).digest() == plain.digest()
+
+
+def test_an_evaluation_has_the_responses_of_training_unless_told():
+    assert configuration.load(QUICKSTART, EVALUATION).evaluation_response_tokens == 16
+
+
+def test_an_unknown_key_in_a_table_of_a_table_is_refused_with_the_nearest_right_one():
+    assert "did you mean evaluation.data.template?" in refusal(
+        *EVALUATION, "evaluation.data.templat=x"
+    )
+    assert "did you mean evaluation.samples?" in refusal(*EVALUATION, "evaluation.sample=2")
+
+
+def test_an_evaluation_without_data_is_refused():
+    assert "evaluation.data is missing" in refusal("evaluation.every_steps=2")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("evaluation.temperature=0", "with evaluation.temperature = 0 all answers are the same"),
+        ("evaluation.max_response_tokens=3000000", "lower evaluation.samples or"),
+        ("evaluation.top_p=0", "evaluation.top_p = 0"),
+        ("evaluation.max_share=1.5", "evaluation.max_share = 1.5"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(override, says):
+    assert says in refusal(*EVALUATION, "evaluation.samples=4", override)

@@ -103,3 +103,17 @@ def test_policies_lie_in_the_run_directory_unless_shared_storage_is_named():
     shared = Environment(variables={"DAPOD_RUN_DIR": "run", "DAPOD_POLICY_DIR": "mnt"})
     assert local.policy_dir == Path("run/policies")
     assert shared.policy_dir == Path("mnt")
+
+
+def test_the_fingerprint_sees_other_weights_and_other_tokens(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(1_000_000))
+    first = model_files.fingerprint(tmp_path)
+    assert model_files.fingerprint(tmp_path) == first
+    (tmp_path / "model.safetensors").write_bytes(bytes(500_000) + b"\x01" * 500_000)
+    other_weights = model_files.fingerprint(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    other_tokens = model_files.fingerprint(tmp_path)
+    assert len({first, other_weights, other_tokens}) == 3
+    (tmp_path / "README.md").write_text("words")
+    assert model_files.fingerprint(tmp_path) == other_tokens

@@ -10,7 +10,7 @@ from prometheus_client.core import Metric
 
 from dapod.types import RunState
 from services.buffer.metrics import BufferMetrics, StateCollector
-from services.buffer.records import Counts, ServerInfo
+from services.buffer.records import Counts, EvaluationCounts, ServerInfo
 from services.reward.metrics import RewardMetrics
 from services.rollout.metrics import RolloutMetrics
 from services.trainer.metrics import TrainerMetrics
@@ -36,6 +36,7 @@ COUNTS = Counts(
     payload_bytes=0,
     capacity=0,
     workers=(),
+    evaluation=EvaluationCounts(problems={}),
 )
 SERVER = ServerInfo(
     memory_bytes=0, memory_limit_bytes=0, append_only=True, append_only_ok=True, delayed_fsyncs=0

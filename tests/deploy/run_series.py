@@ -46,6 +46,7 @@ HEALTHY: dict[str, str] = {
     "dapod_buffer_run_finished": steady(0),
     "dapod_buffer_policy_version": growing(1),
     "dapod_buffer_staleness_limit_versions": steady(1),
+    "dapod_buffer_evaluation_policy_version": steady(-1),
     'dapod_buffer_groups_submitted_total{disposition="kept"}': growing(10),
     'dapod_buffer_groups_submitted_total{disposition="all_wrong"}': growing(10),
     'dapod_buffer_groups_submitted_total{disposition="failed"}': growing(100),

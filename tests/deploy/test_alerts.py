@@ -152,6 +152,12 @@ PEACE: dict[str, dict[str, str]] = {
         {"dapod_rollout_policy_version": changing(-1, 30, at=30)}
         | {"dapod_buffer_policy_version": "30x29 30x151"}
     ),
+    "a pod that evaluates an old policy": healthy(
+        {
+            "dapod_rollout_policy_version": "0+1x19 20x161",
+            "dapod_buffer_evaluation_policy_version": "-1x19 20x161",
+        }
+    ),
     "a Redis without a limit": healthy({"dapod_buffer_redis_memory_limit_bytes": steady(0)}),
     # Steps of 30 minutes: half an hour of silence is a third of what they may take.
     "a trainer whose steps are long": healthy(

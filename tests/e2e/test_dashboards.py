@@ -4,6 +4,7 @@ A real Prometheus with the shipped rules scrapes a short quickstart; every query
 is put to it as Grafana would.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,9 +22,16 @@ SERVICES = ("buffer", "reward", "rollout", "trainer")
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LivePrometheus]:
-    """After three steps of a run that goes on."""
+    """After three steps of a run that goes on, and evaluates."""
     folder = tmp_path_factory.mktemp("dashboards")
-    with LiveRun.start(folder / "run", steps=50) as run:
+    problems = [json.dumps({"prompt": f"What is {n} + 1?", "answer": str(n + 1)}) for n in range(4)]
+    (folder / "problems.jsonl").write_text("\n".join(problems))
+    settings = {
+        "evaluation.every_steps": 2,
+        "evaluation.data.path": folder / "problems.jsonl",
+        "evaluation.data.verifier": "integer",
+    }
+    with LiveRun.start(folder / "run", steps=50, settings=settings) as run:
         run.wait(lambda: set(SERVICES) <= set(run.services()), "all services are started")
         addresses = {name: [urlsplit(run.services()[name]["ops"]).netloc] for name in SERVICES}
         with LivePrometheus.start(folder / "prometheus", addresses) as prometheus:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,11 +19,28 @@ import pytest_asyncio
 
 from dapod import config as configuration
 from dapod.policy_store import PolicyCorrupt, PolicyStore
-from dapod.types import FinishReason, PolicyVersion
+from dapod.types import FinishReason, Group, PolicyVersion
+from dapod.v1.buffer_pb2 import PlannedGroup
 from services.rollout import settings
 from services.rollout.engine import EngineFailed, Output, RequestRefused, SamplingRequest
 from services.rollout.policies import PolicyReader, VerifiedPolicy
 from services.rollout.vllm_engine import VllmEngine
+from tests.e2e.real_engine import (
+    LARGEST_ERROR,
+    MEAN_ERROR,
+    MEAN_ERROR_OF_TWO,
+    Bench,
+    differences_to_transformers,
+    halve_the_norm,
+    question_tokens,
+    write_policy,
+)
+
+if TYPE_CHECKING:
+    # At run time only where they are used: torch reads variables that the engine sets first.
+    from services.trainer.batch import MicroBatch
+    from services.trainer.policy import Policy
+    from services.trainer.ranks import Ranks
 
 pytestmark = [
     pytest.mark.e2e,
@@ -38,63 +53,18 @@ ROOT = Path(__file__).parents[2]
 V0 = PolicyVersion(number=0, lineage="aaa")
 V1 = PolicyVersion(number=1, lineage="aaa")
 V2 = PolicyVersion(number=2, lineage="aaa")
-QUESTION = "What is 7 + 5? Reply with only the number."
-
-
-@dataclass(kw_only=True)
-class Bench:
-    """The engine under test, the store it reads and the prompt of all tests."""
-
-    engine: VllmEngine
-    store: PolicyStore
-    reader: PolicyReader
-    prompt: np.ndarray
-    start_seconds: float
-    requests: int = 0
-
-    async def sample(self, temperature: float = 1.0, rollouts: int = 8) -> tuple[Output, ...]:
-        self.requests += 1
-        return await self.engine.sample(
-            SamplingRequest(
-                request_id=f"g{self.requests}",
-                prompt_token_ids=self.prompt,
-                rollouts=rollouts,
-                temperature=temperature,
-                top_p=1.0,
-                max_response_tokens=16,
-            )
-        )
-
-    async def in_flight(self) -> None:
-        """Waits until vLLM has taken the request that was just begun."""
-        async with asyncio.timeout(30):
-            while not self.engine._llm.get_num_unfinished_requests():
-                await asyncio.sleep(0.001)
+V3 = PolicyVersion(number=3, lineage="aaa")
+LEARNING_RATE = 3e-4
 
 
 @pytest.fixture(scope="module")
 def store(model: Path, tmp_path_factory: pytest.TempPathFactory) -> PolicyStore:
     """v0 is the model; v1 has its final norm halved, which halves all logits; v2 lacks a tensor."""
     store = PolicyStore(tmp_path_factory.mktemp("policies"))
-    store.publish(V0, lambda directory: _write(model, directory, lambda tensors: None))
-    store.publish(V1, lambda directory: _write(model, directory, _halve_the_norm))
-    store.publish(V2, lambda directory: _write(model, directory, _drop_a_tensor))
+    store.publish(V0, lambda directory: write_policy(model, directory, lambda tensors: None))
+    store.publish(V1, lambda directory: write_policy(model, directory, halve_the_norm))
+    store.publish(V2, lambda directory: write_policy(model, directory, _drop_a_tensor))
     return store
-
-
-def _write(model: Path, directory: Path, change: Any) -> None:
-    from safetensors.torch import load_file, save_file
-
-    for file in model.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":
-            shutil.copy(file, directory)
-    tensors = load_file(model / "model.safetensors")
-    change(tensors)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-
-
-def _halve_the_norm(tensors: dict[str, Any]) -> None:
-    tensors["model.norm.weight"] = tensors["model.norm.weight"] / 2
 
 
 def _drop_a_tensor(tensors: dict[str, Any]) -> None:
@@ -122,7 +92,7 @@ async def bench(model: Path, store: PolicyStore) -> AsyncIterator[Bench]:
         engine=engine,
         store=store,
         reader=reader,
-        prompt=_prompt(model),
+        prompt=question_tokens(model),
         start_seconds=seconds,
     )
     try:
@@ -133,48 +103,85 @@ async def bench(model: Path, store: PolicyStore) -> AsyncIterator[Bench]:
         os.environ.update(environment)
 
 
-def _prompt(model: Path) -> np.ndarray:
-    from transformers import AutoTokenizer
+@pytest.fixture(scope="module")
+def ranks(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """The trainer's side of a comparison: this process, once the engine has one of its own."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    from tests.trainer.harness import one_rank
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    chat = [{"role": "user", "content": QUESTION}]
-    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+    with one_rank(tmp_path_factory.mktemp("group")) as ranks:
+        yield ranks
 
 
-def _differences(
-    directory: Path, prompt: np.ndarray, outputs: tuple[Output, ...], temperature: float = 1.0
-) -> np.ndarray:
-    """|engine's log-prob - transformers' own in float32| of every sampled token."""
+def _policy(directory: Path, ranks: Ranks, temperature: float) -> Policy:
+    """The quickstart's trainer with these weights at this temperature."""
+    from services.trainer.policy import Policy
+
+    overrides = [f'model.path="{directory}"', f"sampling.temperature={temperature}"]
+    return Policy(configuration.load(ROOT / "configs" / "quickstart.toml", overrides), ranks)
+
+
+def _batch(prompt: np.ndarray, outputs: tuple[Output, ...]) -> MicroBatch:
+    """All outputs as one micro-batch of the trainer."""
+    from services.trainer import cut
+    from services.trainer.batch import assemble
+
+    group = Group(group_id="g", prompt_token_ids=prompt, rollouts=tuple(o.rollout for o in outputs))
+    lengths = [len(rollout.token_ids) for rollout in group.rollouts]
+    planned = PlannedGroup(group_id="g", prompt_tokens=len(prompt), response_tokens=lengths)
+    ((rows,),) = cut.cut([planned], ranks=1, tokens_per_micro_batch=10**6)
+    return assemble(rows, {"g": group}, {"g": [0.0] * len(lengths)}, {"g": 1.0})
+
+
+def _to_trainer(policy: Policy, prompt: np.ndarray, outputs: tuple[Output, ...]) -> np.ndarray:
+    """|engine's log-prob - trainer's in bf16| of every sampled token."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    differences = []
-    for output in outputs:
-        response = output.rollout.token_ids
-        tokens = torch.tensor(np.concatenate([prompt, response])[None], dtype=torch.long)
-        with torch.no_grad():
-            logits = model(tokens).logits[0, len(prompt) - 1 : -1]
-        logprobs = torch.log_softmax(logits / temperature, -1).numpy()
-        wanted = logprobs[np.arange(len(response)), response]
-        differences.append(np.abs(wanted - output.rollout.logprobs))
-    return np.concatenate(differences)
+    batch = _batch(prompt, outputs)
+    with torch.no_grad():
+        logprobs, _ = policy.log_probs(batch)
+    return (logprobs - batch.rollout_logprobs).abs().numpy()
+
+
+def _greedy(policy: Policy, prompt: np.ndarray, output: Output) -> tuple[np.ndarray, np.ndarray]:
+    """The trainer's best token at every position of an output, and its lead over the second."""
+    import torch
+
+    response = output.rollout.token_ids
+    tokens = torch.tensor(np.concatenate([prompt, response])[None], dtype=torch.long)
+    with torch.no_grad():
+        logits = policy.module.model(tokens).logits[0, len(prompt) - 1 : -1].float()
+    two = logits.topk(2, dim=-1)
+    return two.indices[:, 0].numpy(), (two.values[:, 0] - two.values[:, 1]).numpy()
 
 
 async def test_log_probs_are_those_of_the_sampled_distribution(bench: Bench) -> None:
     outputs = await bench.sample()
-    differences = _differences(bench.store.path(V0), bench.prompt, outputs)
+    differences = differences_to_transformers(bench.store.path(V0), bench.prompt, outputs)
     print(f"T=1: mean {differences.mean():.4f} max {differences.max():.3f}")
-    assert differences.mean() < 0.06
-    assert differences.max() < 0.6
+    assert differences.mean() < MEAN_ERROR
+    assert differences.max() < LARGEST_ERROR
 
 
-async def test_at_another_temperature_the_log_probs_are_of_the_scaled_logits(bench: Bench) -> None:
-    outputs = await bench.sample(temperature=0.6)
-    differences = _differences(bench.store.path(V0), bench.prompt, outputs, 0.6)
-    raw = _differences(bench.store.path(V0), bench.prompt, outputs, 1.0)
-    assert differences.mean() < 0.08
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+async def test_at_another_temperature_engine_and_trainer_agree_on_the_log_probs(
+    bench: Bench, ranks: Ranks, temperature: float
+) -> None:
+    outputs = await bench.sample(temperature=temperature)
+    policy = _policy(bench.store.path(V0), ranks, temperature)
+    differences = _to_trainer(policy, bench.prompt, outputs)
+    exact = differences_to_transformers(bench.store.path(V0), bench.prompt, outputs, temperature)
+    print(
+        f"T={temperature}: {len(differences)} tokens, engine to trainer mean "
+        f"{differences.mean():.4f} max {differences.max():.3f}, engine to float32 mean "
+        f"{exact.mean():.4f} max {exact.max():.3f}"
+    )
+    # A low temperature makes differences between logits larger, rounding included.
+    assert differences.mean() < MEAN_ERROR_OF_TWO / min(temperature, 1.0)
+    assert differences.max() < LARGEST_ERROR / min(temperature, 1.0)
+    # Log-probs of the raw logits, vLLM's default, would be further off than any rounding.
+    raw = differences_to_transformers(bench.store.path(V0), bench.prompt, outputs, 1.0)
     assert raw.mean() > 2 * differences.mean()
 
 
@@ -246,7 +253,9 @@ async def test_a_version_without_a_tensor_is_refused_before_the_engine_is_touche
         await bench.reader.verify(V2)
     assert bench.engine.ready and bench.engine.loaded == V0
     outputs = await bench.sample()
-    assert _differences(bench.store.path(V0), bench.prompt, outputs).mean() < 0.06
+    assert (
+        differences_to_transformers(bench.store.path(V0), bench.prompt, outputs).mean() < MEAN_ERROR
+    )
 
 
 async def test_a_load_waits_for_running_requests_and_then_samples_from_the_new_weights(
@@ -263,11 +272,47 @@ async def test_a_load_waits_for_running_requests_and_then_samples_from_the_new_w
 
     outputs = await bench.sample()
     assert {s.policy for o in outputs for s in o.rollout.policy_spans} == {V1}
-    new = _differences(bench.store.path(V1), bench.prompt, outputs)
-    old = _differences(bench.store.path(V0), bench.prompt, outputs)
+    new = differences_to_transformers(bench.store.path(V1), bench.prompt, outputs)
+    old = differences_to_transformers(bench.store.path(V0), bench.prompt, outputs)
     print(f"after the load: mean {new.mean():.4f} to the new weights, {old.mean():.2f} to the old")
-    assert new.mean() < 0.06
+    assert new.mean() < MEAN_ERROR
     assert old.mean() > 0.5
+
+
+async def test_the_engine_follows_what_the_trainer_learned_and_published(
+    bench: Bench, ranks: Ranks
+) -> None:
+    """A real update, published as the trainer does, compared with the trainer's own weights."""
+    await bench.engine.load(await bench.reader.verify(V0))
+    temperature = 0.7
+    outputs = await bench.sample(temperature)
+    policy = _policy(bench.store.path(V0), ranks, temperature)
+    batch = _batch(bench.prompt, outputs)
+    before = policy.log_probs(batch)[0]
+    policy.backward(before.mean(), last=True)  # makes what was sampled less likely
+    policy.update(LEARNING_RATE)
+    bench.store.publish(V3, policy.write)
+
+    moved = _to_trainer(policy, bench.prompt, outputs)
+    await bench.engine.load(await bench.reader.verify(V3))
+    outputs = await bench.sample(temperature)
+    assert {s.policy for o in outputs for s in o.rollout.policy_spans} == {V3}
+    new = _to_trainer(policy, bench.prompt, outputs)
+    old = differences_to_transformers(bench.store.path(V0), bench.prompt, outputs, temperature)
+    print(
+        f"one update moved the log-probs by {moved.mean():.2f}; after the load: mean "
+        f"{new.mean():.4f} max {new.max():.3f} to the trainer, {old.mean():.2f} to the old weights"
+    )
+    assert moved.mean() > 0.5 and old.mean() > 0.5
+    assert new.mean() < MEAN_ERROR_OF_TWO / temperature
+    assert new.max() < LARGEST_ERROR / temperature
+
+    (greedy,) = await bench.sample(temperature=0.0, rollouts=1)
+    best, margin = _greedy(policy, bench.prompt, greedy)
+    sure = margin > 2 * LARGEST_ERROR
+    print(f"greedy: {sure.sum()} of {len(sure)} tokens have a margin")
+    assert sure.any()
+    assert (greedy.rollout.token_ids == best)[sure].all()
 
 
 async def test_a_load_that_fails_half_way_leaves_an_engine_that_samples_no_more(

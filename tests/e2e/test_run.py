@@ -24,7 +24,7 @@ DOCUMENTED = """
     clip_fraction_low clip_fraction_high grad_norm loss learning_rate mismatch_kl_nats groups_leased
     groups_kept groups_all_correct groups_all_wrong groups_stale groups_failed tokens_generated
     tokens_trained staleness_mean staleness_max seconds_wait seconds_train seconds_publish
-    seconds_total time_unix
+    seconds_evaluate seconds_total time_unix
 """
 
 

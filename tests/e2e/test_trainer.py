@@ -21,6 +21,7 @@ from dapod.policy_store import PolicyStore, read_tensor_entries
 from dapod.types import PolicyVersion
 from services.trainer.checkpoint import CheckpointStore
 from tests.trainer.doubles import ScriptedBuffer, make_group
+from tests.trainer.gradient_cases import CASES
 from tests.trainer.harness import (
     OF_THE_LIBRARIES,
     free_port,
@@ -128,12 +129,13 @@ def config_for(model: Path, steps: int, **trainer: Any) -> Any:
     )
 
 
-def gradients(model: Path, ranks: int, zero_stage: int, output: Path) -> dict[str, torch.Tensor]:
+def gradients(model: Path, other: Path, ranks: int, output: Path) -> dict[str, torch.Tensor]:
+    """Of every case of `tests.trainer.gradient_cases`, as `case/update/parameter`."""
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"),
             *("--rdzv-backend=static", "--master-addr=127.0.0.1", f"--master-port={free_port()}"),
-            *("-m", "tests.trainer.gradient_rank", str(model), str(zero_stage), str(output)),
+            *("-m", "tests.trainer.gradient_rank", str(model), str(other), str(output)),
         ],
         cwd=REPOSITORY,
         check=True,
@@ -143,22 +145,18 @@ def gradients(model: Path, ranks: int, zero_stage: int, output: Path) -> dict[st
     return load_file(output)
 
 
-@pytest.fixture(scope="module")
-def one_rank_gradients(tiny_model, tmp_path_factory):
-    return gradients(tiny_model, 1, 2, tmp_path_factory.mktemp("one") / "gradients.safetensors")
-
-
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_two_ranks_have_the_gradient_of_one(tiny_model, one_rank_gradients, zero_stage, tmp_path):
-    two = gradients(tiny_model, 2, zero_stage, tmp_path / "gradients.safetensors")
-    statistics = two.pop("statistics")
-    one = dict(one_rank_gradients)
-    torch.testing.assert_close(statistics, one.pop("statistics"), rtol=1e-5, atol=1e-6)
-    for update in "01":
-        names = [name for name in one if name.startswith(update)]
-        assert names
-        error = relative_error({n: one[n] for n in names}, {n: two[n] for n in names})
-        assert error < 1e-5
+def test_two_ranks_have_the_gradient_of_one_under_every_option_and_zero_stage(tiny_model, tmp_path):
+    other = write_tiny_model(tmp_path / "other", seed=1)
+    one, two = (gradients(tiny_model, other, n, tmp_path / f"{n}.safetensors") for n in (1, 2))
+    assert one.keys() == two.keys()
+    for case in CASES:
+        name = f"{case}/statistics"
+        torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-6, msg=case)
+        for update in "01":
+            names = [name for name in one if name.startswith(f"{case}/{update}/")]
+            assert names
+            error = relative_error({n: one[n] for n in names}, {n: two[n] for n in names})
+            assert error < 1e-5, (case, update)
 
 
 def test_a_killed_trainer_replays_its_steps_to_the_same_bits(tiny_model, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dapod.dataset.procedural import generate
 from dapod.types import Outcome
 from services.reward.process import Job
 from services.reward.template import VerifierRefused, WorkerTemplate
@@ -90,6 +91,18 @@ def test_a_scorer_that_accepts_many_answers_accepts_them(judge):
 )
 def test_the_guards_let_plain_answers_through(judge, dataset, entry, response, outcome):
     assert judge(dataset, response, entry).outcome is outcome
+
+
+@pytest.mark.parametrize("dataset", ["chain_sum", "number_sorting", "simple_integration"])
+def test_what_a_data_set_generates_answers_itself(judge, dataset):
+    """The data set's answer column is what this verifier reads: both ends of a run."""
+    for row in generate(dataset, size=5, seed=0):
+        key = row.values["answer"]
+        entry = json.loads(key)
+        assert row.values["prompt"] == entry["question"]
+        right = judge(dataset, f"So it is <answer>{entry['answer']}</answer>.", key)
+        assert right.outcome is Outcome.CORRECT
+        assert judge(dataset, "<answer>none of it</answer>", key).outcome is Outcome.WRONG
 
 
 @pytest.mark.parametrize("dataset", ["countdown", "n_queens", "simple_integration"])

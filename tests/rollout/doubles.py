@@ -74,6 +74,7 @@ class EngineDouble:
         self.fail_load = False
         self.dead = False
         self.sampling = 0
+        self.requests: dict[str, SamplingRequest] = {}
         self._loaded: PolicyVersion | None = None
         self._ready = False
 
@@ -105,6 +106,7 @@ class EngineDouble:
         policy = self._loaded
         self.sampling += 1
         self.events.append(f"sample {request.request_id} with {policy}")
+        self.requests[request.request_id] = request
         try:
             await self.go.wait()
         except asyncio.CancelledError:
@@ -138,6 +140,8 @@ class BufferDouble(buffer_pb2_grpc.BufferServiceServicer):
         self.state = RunState.RUNNING
         self.refusal = "the queue is empty"
         self.queue: list[str] = []
+        self.evaluated: set[str] = set()
+        """Those of the queue that are problems of an evaluation."""
         self.lost: set[str] = set()
         self.leased: list[str] = []
         self.renewed: list[str] = []
@@ -181,7 +185,11 @@ class BufferDouble(buffer_pb2_grpc.BufferServiceServicer):
         self.events.append(f"submit {request.group.group_id}")
         self.submitted[request.group.group_id] = request
         return buffer_pb2.SubmitGroupResponse(
-            disposition=wire.disposition_to_proto(Disposition.KEPT)
+            disposition=wire.disposition_to_proto(
+                Disposition.EVALUATED
+                if request.group.group_id in self.evaluated
+                else Disposition.KEPT
+            )
         )
 
     def _hear(self, worker: buffer_pb2.Worker) -> None:
@@ -193,10 +201,15 @@ class BufferDouble(buffer_pb2_grpc.BufferServiceServicer):
         return buffer_pb2.Lease(
             lease_id=f"lease-{group_id}",
             group_id=group_id,
-            purpose=buffer_pb2.PURPOSE_TRAIN,
+            purpose=buffer_pb2.PURPOSE_EVALUATE
+            if group_id in self.evaluated
+            else buffer_pb2.PURPOSE_TRAIN,
             prompt_token_ids=wire.ids_to_bytes(np.array([1, 5, 9], dtype=np.int32)),
             sampling=rollout_pb2.SamplingParameters(
-                temperature=1.0, top_p=1.0, max_response_tokens=16, rollouts=2
+                temperature=1.0,
+                top_p=0.7 if group_id in self.evaluated else 1.0,
+                max_response_tokens=16,
+                rollouts=1 if group_id in self.evaluated else 2,
             ),
             answer="12",
             verifier="integer",

@@ -324,3 +324,41 @@ async def test_tokens_and_groups_are_counted(pod: Pod) -> None:
     assert pod.value("response_tokens_count") == 2
     assert pod.value("engine_running") == 1
     assert pod.value("idle_seconds_total", reason="loading") > 0
+
+
+async def test_a_problem_of_an_evaluation_is_carried_like_a_group_as_its_lease_says(
+    pod: Pod,
+) -> None:
+    pod.buffer.queue, pod.buffer.evaluated = [f"{V0}-7"], {f"{V0}-7"}
+    pod.start()
+    await eventually("the submission", lambda: f"{V0}-7" in pod.buffer.submitted)
+    request = pod.engine.requests[f"{V0}-7"]
+    assert (request.rollouts, round(request.top_p, 6)) == (1, 0.7)
+    group = wire.group_from_proto(pod.buffer.submitted[f"{V0}-7"].group)
+    assert len(group.rollouts) == 1 and group.policy == V0
+    await eventually("the count", lambda: pod.value("groups_total", disposition="evaluated") == 1)
+
+
+async def test_a_pod_that_is_told_to_go_back_to_an_older_policy_goes_back(pod: Pod) -> None:
+    publish(pod.store, V1, SHAPES)
+    pod.buffer.policy = V1
+    pod.start()
+    await eventually("v1", lambda: pod.engine.loaded == V1)
+    pod.buffer.policy, pod.buffer.queue = V0, [f"{V0}-7"]
+    pod.buffer.evaluated = {f"{V0}-7"}
+    await eventually("v0 again", lambda: f"load {V0}" in pod.events)
+    pod.buffer.policy = V1
+    await eventually("and forward", lambda: pod.events.count(f"load {V1}") == 2)
+
+
+async def test_a_pod_changes_over_only_when_its_problems_are_done(pod: Pod) -> None:
+    pod.engine.go.clear()
+    pod.buffer.queue, pod.buffer.evaluated = [f"{V0}-7"], {f"{V0}-7"}
+    pod.start()
+    await eventually("the problem in flight", lambda: pod.engine.sampling == 1)
+    publish(pod.store, V1, SHAPES)
+    pod.buffer.policy, pod.buffer.lease_seconds = V1, 0.3
+    pod.buffer.queue = []
+    pod.engine.go.set()
+    await eventually("v1", lambda: pod.engine.loaded == V1)
+    assert pod.events.index(f"submit {V0}-7") < pod.events.index(f"load {V1}")

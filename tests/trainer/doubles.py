@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import grpc
 import numpy as np
@@ -51,19 +51,23 @@ def make_group(
     prompt_tokens: int = 5,
     vocabulary: int = 64,
     policy: PolicyVersion = LONG_AGO,
+    truncated: Collection[int] = (),
 ) -> Group:
-    """A group of random tokens and log-probs, the same for the same id; None is unjudged."""
+    """A group of random tokens and log-probs, the same for the same id; None is unjudged.
+
+    `truncated` names the rollouts that were cut off at the length limit.
+    """
     seed = int.from_bytes(hashlib.sha256(group_id.encode()).digest()[:4], "little")
     rng = np.random.default_rng(seed)
     rollouts = tuple(
         Rollout(
             token_ids=rng.integers(1, vocabulary, n).astype(np.int32),
             logprobs=-rng.uniform(2.0, 6.0, n).astype(np.float32),
-            finish_reason=FinishReason.STOP,
+            finish_reason=FinishReason.LENGTH if i in truncated else FinishReason.STOP,
             policy_spans=(PolicySpan(policy=policy, tokens=n),),
             verdict=_verdict(right),
         )
-        for n, right in zip(lengths, correct, strict=True)
+        for i, (n, right) in enumerate(zip(lengths, correct, strict=True))
     )
     prompt = rng.integers(1, vocabulary, prompt_tokens).astype(np.int32)
     return Group(group_id=group_id, prompt_token_ids=prompt, rollouts=rollouts)
@@ -134,6 +138,10 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
         self.policies: list[PolicyVersion] = []
         """All that were committed, in order, replays included."""
         self.fetched: list[str] = []
+        self.evaluations: list[pb.Evaluation] = []
+        """That have ended."""
+        self.evaluating = ""
+        """What is open, in words."""
 
     @classmethod
     def of(
@@ -215,6 +223,18 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
             policies_in_use=[policy_to_proto(used) for used in self._in_use],
             state=state_to_proto(RunState.RUNNING),
             sampling=self._sampled(entry.step),
+        )
+
+    @answering
+    def FetchEvaluations(
+        self, request: pb.FetchEvaluationsRequest, context: grpc.ServicerContext
+    ) -> pb.FetchEvaluationsResponse:
+        known = {policy_from_proto(policy) for policy in request.evaluated}
+        news = [e for e in self.evaluations if policy_from_proto(e.policy) not in known]
+        return pb.FetchEvaluationsResponse(
+            evaluation=news[0] if news else None,
+            open=int(bool(self.evaluating)),
+            waiting_for=self.evaluating,
         )
 
     @answering

@@ -1,6 +1,10 @@
-"""One rank of a gradient test, under torchrun: trains a plan in fp32; rank 0 leaves the gradients.
+"""One rank of a gradient test, under torchrun: trains every case; rank 0 leaves the gradients.
 
-torchrun --nproc-per-node 2 -m tests.trainer.gradient_rank MODEL ZERO_STAGE OUTPUT
+torchrun --nproc-per-node 2 -m tests.trainer.gradient_rank MODEL OTHER_MODEL OUTPUT
+
+With two ranks the cases go round the ZeRO stages so that each normaliser and each overlong filter
+meets each stage, shuffled, with and without shared rows, and each stage is trained both plainly and
+with everything for long sequences.
 """
 
 import sys
@@ -10,39 +14,41 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from services.trainer.cut import SHARED_ROW_TOKENS
+from services.trainer.logprobs import LOGITS_BYTES
 from services.trainer.ranks import Ranks
-from tests.trainer.doubles import make_group, make_plan
-from tests.trainer.harness import make_config, train_step
-
-LENGTHS = ([1, 60, 3, 9], [40, 2, 2, 33], [5, 5, 5, 5], [64, 1, 17, 30])
-VERDICTS = ([True, False, None, False], [True, True, False, False], [False, None, True, True])
+from tests.trainer.gradient_cases import CASES, FILTERS, Layout, train_case
+from tests.trainer.harness import VOCABULARY, described
 
 
-def main(model: Path, zero_stage: int, output: Path) -> None:
-    groups = [
-        make_group(f"0-{i}", lengths, correct=VERDICTS[i % 3], prompt_tokens=3 + 4 * i)
-        for i, lengths in enumerate(LENGTHS)
-    ]
-    config = make_config(model, trainer={"zero_stage": zero_stage})
-    trained = train_step(config, Ranks(), make_plan(0, groups, 2), groups)
-    if dist.get_rank() == 0:
-        step = trained.step
-        numbers = [
-            step.loss,
-            step.entropy_nats,
-            step.mismatch_kl_nats,
-            step.tokens_trained,
-            step.grad_norm,
-        ]
-        tensors = {
-            f"{update}/{name}": gradient
-            for update, gradients in enumerate(trained.gradients)
-            for name, gradient in gradients.items()
-        }
-        save_file(tensors | {"statistics": torch.tensor(numbers)}, output)
+def layout_of(number: int) -> Layout:
+    turn = sum(divmod(number, len(FILTERS)))
+    zero_stage, long = 1 + turn % 3, turn % 2 == 1
+    return Layout(
+        zero_stage=zero_stage,
+        shared_row_tokens=(SHARED_ROW_TOKENS, 0)[number // 2 % 2],
+        tokens_per_micro_batch=(81, 128, 4096)[number % 3],
+        # Seven tokens in a chunk: two ranks have different numbers of chunks.
+        logits_bytes=7 * 4 * VOCABULARY if long else LOGITS_BYTES,
+        trainer={"gradient_checkpointing": long, "offload_optimiser": long and zero_stage == 2},
+        seed=number,
+    )
+
+
+def main(model: Path, other_model: Path, output: Path) -> None:
+    ranks, tensors = Ranks(), {}
+    for number, (name, algorithm) in enumerate(CASES.items()):
+        layout = Layout() if ranks.size == 1 else layout_of(number)
+        trained = train_case(model, other_model, ranks, algorithm, layout)
+        for update, gradients in enumerate(trained.gradients):
+            for parameter, gradient in gradients.items():
+                tensors[f"{name}/{update}/{parameter}"] = gradient
+        tensors[f"{name}/statistics"] = torch.tensor(list(described(trained.step).values()))
+    if ranks.leads:
+        save_file(tensors, output)
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
     dist.destroy_process_group()

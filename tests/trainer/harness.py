@@ -22,19 +22,21 @@ from dapod import config as configuration
 from dapod.config import RunConfig
 from dapod.types import Group
 from dapod.v1.buffer_pb2 import BatchPlan
+from services.trainer.cut import Row
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import Phases
 from services.trainer.policy import Policy
 from services.trainer.ranks import Ranks
+from services.trainer.reference import Reference, load_reference
 from services.trainer.steps import TrainedStep
 from services.trainer.updates import Updates
 
 VOCABULARY = 64
 
 
-def write_tiny_model(directory: Path, **settings: Any) -> Path:
+def write_tiny_model(directory: Path, *, seed: int = 0, **settings: Any) -> Path:
     """A random two-layer Llama with a tied head, in the layout of a real model."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     described = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -66,7 +68,7 @@ def make_config(model: Path, **sections: Mapping[str, Any]) -> RunConfig:
             "prompts_per_update": 2,
             "max_leases_per_step": 100,
         },
-        "optimiser": {"learning_rate": 1e-3},
+        "optimiser": {"learning_rate": 1e-3, "warmup_steps": 0},
         "trainer": {"zero_stage": 2, "tokens_per_micro_batch": 128, "checkpoint_every_steps": 4},
         "rollout": {"groups_in_flight": 1},
     }
@@ -78,7 +80,7 @@ def make_config(model: Path, **sections: Mapping[str, Any]) -> RunConfig:
 def write_config(config: RunConfig, file: Path) -> Path:
     """The config as a TOML file."""
     lines = []
-    for section, values in config.model_dump(mode="json").items():
+    for section, values in config.model_dump(mode="json", exclude_none=True).items():
         lines.append(f"[{section}]")
         lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     file.write_text("\n".join(lines) + "\n")
@@ -116,8 +118,13 @@ def train_step(
     dtype: torch.dtype = torch.float32,
     load: Path | None = None,
     policy: RecordingPolicy | None = None,
+    reference: Reference | None = None,
+    cut: list[list[list[Row]]] | None = None,
 ) -> Trained:
-    """A policy trained on one plan: a fresh one, one from a checkpoint, or the one given."""
+    """A policy trained on one plan: a fresh one, one from a checkpoint, or the one given.
+
+    `reference` and `cut` are what the config says unless given.
+    """
     policy = policy or RecordingPolicy(config, ranks, dtype=dtype)
     if load is not None:
         policy.load(load)
@@ -125,18 +132,22 @@ def train_step(
     updates = Updates(
         config=config,
         policy=policy,
+        reference=reference or load_reference(config, ranks, dtype=dtype),
         ranks=ranks,
         phases=Phases(metrics),
         metrics=metrics,
         stop=threading.Event(),
     )
-    step = updates.run(plan, updates.cut(plan), {group.group_id: group for group in groups})
+    payloads = {group.group_id: group for group in groups}
+    step = updates.run(plan, cut or updates.cut(plan), payloads)
     return Trained(step=step, gradients=policy.gradients, policy=policy)
 
 
 @contextmanager
 def one_rank(directory: Path) -> Iterator[Ranks]:
-    """A process group of this process alone."""
+    """A process group of this process alone, on one thread: for a tiny model, threads that wait for
+    each other on a busy machine cost several times what they gain."""
+    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{directory}/rendezvous", rank=0, world_size=1
     )
@@ -160,7 +171,8 @@ def free_port() -> int:
 
 
 def described(step: TrainedStep) -> dict[str, float]:
-    return asdict(step)
+    """The numbers of a step; what was not measured has none."""
+    return {name: value for name, value in asdict(step).items() if value is not None}
 
 
 OF_THE_LIBRARIES = [

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dapod.v1.buffer_pb2 import PlannedGroup
-from services.trainer.batch import advantages, assemble, judged_tokens, prompt_weights
+from services.trainer.batch import advantages, assemble
 from services.trainer.cut import SHARED_ROW_TOKENS, cut, updates
 from tests.trainer.doubles import make_group, make_plan, planned
 
@@ -76,16 +75,18 @@ def test_updates_are_consecutive_groups_of_the_plan():
 def micro_batch(*groups):
     (rows,) = cut([planned(g) for g in groups], ranks=1, tokens_per_micro_batch=10_000)[0]
     by_id = {g.group_id: g for g in groups}
-    weights = prompt_weights(judged_tokens(iter(rows), by_id))
-    return rows, assemble(rows, by_id, advantages(by_id), weights)
+    weights = {g.group_id: [i + 1.0 for i, _ in enumerate(g.rollouts)] for g in groups}
+    return rows, assemble(rows, by_id, advantages(by_id, scale="std"), weights)
 
 
-def test_only_response_tokens_carry_loss_and_the_last_one_does():
-    group = make_group("a", [3, 2], correct=[True, False], prompt_tokens=4)
+def test_every_response_token_has_the_advantage_and_weight_of_its_rollout():
+    group = make_group("a", [3, 2, 1], correct=[True, False, None], prompt_tokens=4)
     _, batch = micro_batch(group)
     ids = np.concatenate([r.token_ids for r in group.rollouts])
     assert batch.targets.tolist() == ids.tolist()
-    assert (batch.weights > 0).all()
+    assert batch.weights.tolist() == [1.0, 1.0, 1.0, 2.0, 2.0, 3.0]
+    up = 2**-0.5
+    assert batch.advantages.tolist() == pytest.approx([up, up, up, -up, -up, 0.0])
 
 
 def test_rollouts_of_a_prompt_share_its_row_and_do_not_see_each_other():
@@ -107,24 +108,10 @@ def test_long_rollouts_do_without_a_mask():
     assert batch.mask is None and len(batch.input_ids) == 2
 
 
-def test_the_weights_of_an_update_add_up_to_one_whatever_the_lengths():
-    groups = [make_group(str(i), [1 + 7 * i, 3], correct=[True, False]) for i in range(4)]
-    _, batch = micro_batch(*groups)
-    assert float(batch.weights.sum()) == pytest.approx(1.0)
-
-
-def test_an_unjudged_rollout_has_no_weight_and_is_not_in_the_denominator():
-    group = make_group("a", [5, 3, 2], correct=[True, None, False])
-    _, batch = micro_batch(group)
-    unjudged = torch.tensor([False] * 5 + [True] * 3 + [False] * 2)
-    assert (batch.weights[unjudged] == 0).all()
-    assert batch.weights[~unjudged].tolist() == pytest.approx([1 / 7] * 7)
-
-
 def test_a_payload_of_other_lengths_than_planned_is_refused():
     group = make_group("a", [3, 2], correct=[True, False])
     line = planned(group)
     line.response_tokens[0] = 4
     (rows,) = cut([line], ranks=1, tokens_per_micro_batch=100)[0]
     with pytest.raises(ValueError, match=r"group=a has 5 prompt tokens and rollouts of \(3, 2\)"):
-        assemble(rows, {"a": group}, {"a": [1.0, -1.0]}, {"a": 1.0})
+        assemble(rows, {"a": group}, {"a": [1.0, -1.0]}, {"a": [1.0, 1.0]})

@@ -8,11 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dapod.config import ConfigError
+from services.trainer import batch, cut
 from services.trainer.policy import Policy
 from tests.trainer.doubles import make_group, make_plan
 from tests.trainer.harness import (
     OF_THE_LIBRARIES,
+    VOCABULARY,
+    RecordingPolicy,
     make_config,
+    relative_error,
     train_step,
     write_tiny_model,
 )
@@ -20,6 +24,21 @@ from tests.trainer.harness import (
 pytestmark = OF_THE_LIBRARIES
 
 GROUPS = [make_group(f"0-{i}", [5, 3, 9, 2], correct=[True, False, False, True]) for i in range(4)]
+
+SEVEN_TOKENS = 7 * 4 * VOCABULARY
+"""Logits of seven tokens: every micro-batch here takes several chunks."""
+
+
+def assemble_one(groups):
+    """One micro-batch of everything."""
+    rows = [
+        row
+        for update in cut.updates(make_plan(0, groups, len(groups)))
+        for row in cut.cut(update, ranks=1, tokens_per_micro_batch=4096)[0][0]
+    ]
+    weights = {group.group_id: 1.0 for group in groups}
+    named = {group.group_id: group for group in groups}
+    return batch.assemble(rows, named, batch.advantages(named), weights)
 
 
 def published(policy, directory):
@@ -84,9 +103,16 @@ def test_the_same_step_twice_gives_the_same_bits(tiny_model, ranks, tmp_path):
     assert digests[0] == digests[1] != base
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_a_loaded_checkpoint_goes_on_to_the_same_bits(tiny_model, ranks, tmp_path, zero_stage):
-    config = make_config(tiny_model, trainer={"zero_stage": zero_stage})
+@pytest.mark.parametrize(
+    ("zero_stage", "offload"),
+    [(0, False), (1, False), (2, False), (3, False), (2, True), (3, True)],
+)
+def test_a_loaded_checkpoint_goes_on_to_the_same_bits(
+    tiny_model, ranks, tmp_path, zero_stage, offload
+):
+    config = make_config(
+        tiny_model, trainer={"zero_stage": zero_stage, "offload_optimiser": offload}
+    )
     plan = make_plan(0, GROUPS, 2)
     trained = train_step(config, ranks, plan, GROUPS, dtype=torch.bfloat16)
     trained.policy.save(tmp_path / "checkpoint")
@@ -97,6 +123,70 @@ def test_a_loaded_checkpoint_goes_on_to_the_same_bits(tiny_model, ranks, tmp_pat
     one = published(straight.policy, tmp_path / "one")
     two = published(resumed.policy, tmp_path / "two")
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def plainly_trained(tiny_model, ranks):
+    """All logits at once, every activation kept."""
+    return train_step(make_config(tiny_model), ranks, make_plan(0, GROUPS, 2), GROUPS)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_neither_chunks_nor_gradient_checkpointing_change_the_gradient(
+    tiny_model, ranks, plainly_trained, zero_stage, gradient_checkpointing
+):
+    config = make_config(
+        tiny_model,
+        trainer={"zero_stage": zero_stage, "gradient_checkpointing": gradient_checkpointing},
+    )
+    policy = RecordingPolicy(config, ranks, dtype=torch.float32, logits_bytes=SEVEN_TOKENS)
+    other = train_step(config, ranks, make_plan(0, GROUPS, 2), GROUPS, policy=policy)
+    assert len(other.gradients) == len(plainly_trained.gradients) == 2
+    for one, two in zip(plainly_trained.gradients, other.gradients, strict=True):
+        assert relative_error(one, two) <= 1e-5
+
+
+def test_gradient_checkpointing_keeps_less_for_backward(tiny_model, ranks):
+    kept = []
+    for wanted in (False, True):
+        policy = Policy(make_config(tiny_model, trainer={"gradient_checkpointing": wanted}), ranks)
+        everything = assemble_one(GROUPS)
+        sizes = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            policy.log_probs(everything)
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 2
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_an_offloaded_optimiser_makes_the_same_updates(tiny_model, ranks, tmp_path, zero_stage):
+    trained = {}
+    for offload in (False, True):
+        config = make_config(
+            tiny_model, trainer={"zero_stage": zero_stage, "offload_optimiser": offload}
+        )
+        policy = RecordingPolicy(config, ranks)
+        device = policy._engine.zero_offload_optimizer()
+        assert (device is not None and device.device == "cpu") is offload
+        step = train_step(config, ranks, make_plan(0, GROUPS, 2), GROUPS, policy=policy)
+        trained[offload] = step, published(policy, tmp_path / str(offload))
+    for one, two in zip(trained[False][0].gradients, trained[True][0].gradients, strict=True):
+        assert relative_error(one, two) <= 1e-5
+    base = load_file(tiny_model / "model.safetensors")
+    here, there = trained[False][1], trained[True][1]
+    assert all(torch.equal(here[name], there[name]) for name in base)
+    assert any(not torch.equal(there[name], base[name]) for name in base)
+
+
+def test_an_offloaded_optimiser_without_zero_is_refused(tiny_model):
+    with pytest.raises(ConfigError, match=r"set trainer\.zero_stage to 1, 2 or 3"):
+        make_config(tiny_model, trainer={"zero_stage": 0, "offload_optimiser": True})
 
 
 def test_the_learning_rate_warms_up_over_rollout_steps(tiny_model, ranks):

@@ -22,6 +22,7 @@ KEYS = [
     "loss",
     "learning_rate",
     "mismatch_kl_nats",
+    "reference_kl_nats",
     "groups_leased",
     "groups_kept",
     "groups_all_correct",
@@ -35,6 +36,7 @@ KEYS = [
     "seconds_wait",
     "seconds_train",
     "seconds_publish",
+    "seconds_evaluate",
     "seconds_total",
     "time_unix",
 ]
@@ -47,11 +49,14 @@ TRAINED = TrainedStep(
     loss=0.5,
     learning_rate=1e-3,
     mismatch_kl_nats=0.01,
+    reference_kl_nats=None,
     tokens_trained=7,
     rollouts_dropped=0,
     updates=2,
 )
-SECONDS = StepSeconds(seconds_wait=1, seconds_train=2, seconds_publish=3, seconds_total=7)
+SECONDS = StepSeconds(
+    seconds_wait=1, seconds_train=2, seconds_publish=3, seconds_evaluate=0, seconds_total=7
+)
 
 
 def plan_of(step):

@@ -147,6 +147,20 @@ def test_the_statistics_are_means_over_trained_tokens(trained, groups):
     assert all(math.isfinite(value) for value in described(step).values())
 
 
+def test_a_policy_that_has_not_moved_is_the_reference_exactly(tiny_model, ranks, groups):
+    algorithm = {"prompts_per_update": 4, "kl_coefficient": 0.1}
+    config = make_config(tiny_model, algorithm=algorithm)
+    one = train_step(config, ranks, make_plan(0, groups, 4), groups)
+    assert one.step.reference_kl_nats == 0.0
+    two = train_step(
+        make_config(tiny_model, algorithm={"kl_coefficient": 0.1}),
+        ranks,
+        make_plan(0, groups, 2),
+        groups,
+    )
+    assert two.step.reference_kl_nats > 0.0
+
+
 def test_the_temperature_divides_the_logits(tiny_model, ranks, groups):
     hot = make_config(
         tiny_model,

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- A step was trained and the next policy published.
--- Returns {'ok', state, workers, stats} or {'refused', sentence}.
+-- Returns {'ok', state, workers, stats, policies to be evaluated} or {'refused', sentence}.
 local step = args.step
 
 local function refused(...) return { 'refused', string.format(...) } end
@@ -15,6 +15,7 @@ local function stats()
   local known = redis.call('HGET', ledger(step), 'stats')
   if known then return known end
   local taken = {}
+  note_evaluating()
   for _, name in ipairs(STATS) do
     taken[name] = get('stat.' .. name) or '0'
     redis.call('HDEL', META, 'stat.' .. name)
@@ -23,10 +24,13 @@ local function stats()
   return redis.call('HGET', ledger(step), 'stats')
 end
 
+local function ok() return { 'ok', state(), live_workers(), stats(), pinned() } end
+
+sweep_evaluations()
 local there = redis.call('HMGET', ledger(step), 'digest', 'state', 'ids')
 local same = there[1] == args.digest and there[3] == table.concat(args.ids, ' ')
 if number('policy_number') > step then
-  if same and there[2] == 'trained' then return { 'ok', state(), live_workers(), stats() } end
+  if same and there[2] == 'trained' then return ok() end
   return refused('step %d was committed before, with another batch (digest %s)', step, there[1] or 'lost')
 end
 if number('policy_number') < step then
@@ -49,4 +53,5 @@ else
   shed()
 end
 redis.call('HSET', META, 'policy_number', step + 1, 'leases_this_step', 0)
-return { 'ok', state(), live_workers(), stats() }
+if is_due(step + 1) then open_evaluation(step + 1, args.lineage) end
+return ok()

@@ -12,16 +12,18 @@
 --   dropped:<why>   zset by the attempt that was accepted
 --   ledger:<step>   hash: ids in order, digest, stats, state (batched | trained)
 --   workers, seen   hash and zset: rollout pods as they describe themselves, and when
+--   evaluations, evaluated, e:<label>, seats: see evaluation.lua
 local META = KEYS[1]
 local PREFIX = string.sub(META, 1, -5)
 local QUEUED, LEASED, OPEN = PREFIX .. 'queued', PREFIX .. 'leased', PREFIX .. 'open'
 local READY, BATCHED, TRAINED = PREFIX .. 'ready', PREFIX .. 'batched', PREFIX .. 'trained'
 local WORKERS, SEEN = PREFIX .. 'workers', PREFIX .. 'seen'
+local EVALUATIONS, EVALUATED, SEATS = PREFIX .. 'evaluations', PREFIX .. 'evaluated', PREFIX .. 'seats'
 local WHYS = { 'all_correct', 'all_wrong', 'failed' }
 local STATS = {
   'groups_leased', 'groups_kept', 'groups_all_correct', 'groups_all_wrong', 'groups_failed',
   'groups_stale', 'rollouts', 'rollouts_judged', 'rollouts_correct', 'rollouts_truncated',
-  'tokens_generated', 'reward_sum',
+  'tokens_generated', 'reward_sum', 'seconds_evaluate',
 }
 local VERSION = 4294967296
 
@@ -45,17 +47,22 @@ local function open() return redis.call('ZCARD', OPEN) end
 -- The grant rule: how many more groups of version w may be leased.
 local function room(w) return (S + w + 1) * N - kept() - open() end
 
+local function training_over()
+  if get('end_reason') then return true end
+  return get('policy_lineage') and number('policy_number') >= settings.steps
+end
+
+-- A run has finished when nothing is left to train or to evaluate.
 local function state()
-  if get('end_reason') then return 'finished' end
   if not get('policy_lineage') then return 'waiting' end
-  if number('policy_number') >= settings.steps then return 'finished' end
+  if training_over() and redis.call('ZCARD', EVALUATIONS) == 0 then return 'finished' end
   return 'running'
 end
 
 local function end_reason()
   local reason = get('end_reason')
   if reason then return reason end
-  if state() ~= 'finished' then return '' end
+  if not training_over() then return '' end
   return string.format('all %d steps are trained', settings.steps)
 end
 
@@ -78,7 +85,8 @@ end
 -- Whatever was sampled is forgotten; the prompt waits at the front, where it came from.
 local function requeue(id)
   leave(id)
-  redis.call('HDEL', group(id), 'payload', 'sha256', 'lengths', 'prompt_tokens', 'rebuilt')
+  redis.call('HDEL', group(id), 'payload', 'sha256', 'lengths', 'prompt_tokens', 'disposition',
+    'rebuilt')
   place(id, QUEUED, tonumber(redis.call('HGET', group(id), 'q') or 0), 'queued')
 end
 
@@ -89,7 +97,7 @@ local function end_lease(id, total)
   if number('leases_this_step') > 0 then count('leases_this_step', -1) end
 end
 
-local function sweep()
+local function expire_leases()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASED, '-inf', NOW)) do
     end_lease(id, 'total.leases_expired')
   end
@@ -102,6 +110,7 @@ local function see_worker()
   for _, id in ipairs(gone) do
     redis.call('ZREM', SEEN, id)
     redis.call('HDEL', WORKERS, id)
+    redis.call('HDEL', SEATS, id)
   end
 end
 

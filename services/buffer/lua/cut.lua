@@ -17,6 +17,12 @@ end
 
 local function refused(...) return { 'refused', string.format(...) } end
 
+local function waiting(...)
+  local label = first_evaluation()
+  local text = string.format(...)
+  return { 'waiting', label and text .. '; ' .. label .. ' is being evaluated' or text }
+end
+
 local function end_run()
   local kept, correct = number('stat.groups_kept'), number('stat.groups_all_correct')
   local wrong, failed = number('stat.groups_all_wrong'), number('stat.groups_failed')
@@ -26,6 +32,7 @@ local function end_run()
       .. '%.0f%% all wrong, %.0f%% could not be judged', step, number('leases_this_step'),
     100 * correct / finished, 100 * wrong / finished, 100 * failed / finished)
   redis.call('HSET', META, 'end_reason', reason)
+  open_evaluation(number('policy_number'), get('policy_lineage'))
   return { 'finished', reason }
 end
 
@@ -57,21 +64,20 @@ if step ~= number('policy_number') or step ~= number('next_step') then
   return refused('step %d is out of order: the policy is v%d and the next batch to cut is %d; restart the '
     .. 'trainer', step, number('policy_number'), number('next_step'))
 end
-if state() == 'finished' then return { 'finished', end_reason() } end
+if training_over() then return { 'finished', end_reason() } end
 
 local ready = redis.call('ZCARD', READY)
 if ready < N then
   if number('leases_this_step') >= settings.max_leases_per_step and open() == 0 then return end_run() end
   local low = redis.call('ZRANGE', OPEN, 0, 0, 'WITHSCORES')[2]
   local oldest = low and string.format(', oldest v%d', math.floor(tonumber(low) / VERSION)) or ''
-  return { 'waiting', string.format('%d of %d informative groups; %d leases open%s', ready, N, open(),
-    oldest) }
+  local wanted = settings.dynamic_sampling and 'informative groups' or 'groups'
+  return waiting('%d of %d %s; %d leases open%s', ready, N, wanted, open(), oldest)
 end
 local w, excess = first_overfull(step, N)
 if w then
-  return { 'waiting', string.format(
-    '%d leases of v%d or older must end before this batch can be cut (%d are open)', excess, w,
-    up_to(OPEN, w)) }
+  return waiting('%d leases of v%d or older must end before this batch can be cut (%d are open)', excess, w,
+    up_to(OPEN, w))
 end
 cut()
 return plan('cut')

@@ -1,13 +1,16 @@
 #!lua
 -- A worker's heartbeat, and the grant rule: a lease of version w while
 -- kept_ever + open_leases < (max_staleness + w + 1) * N.
+-- A pod that has a seat in an evaluation gets its problems first, and is told to load its policy.
 sweep()
 see_worker()
 
 local function refusal()
-  local now = state()
-  if now == 'waiting' then return 'no policy has been published yet' end
-  if now == 'finished' then return end_reason() end
+  if state() == 'waiting' then return 'no policy has been published yet' end
+  if training_over() then
+    local label = first_evaluation()
+    return end_reason() .. (label and '; ' .. label .. ' is being evaluated' or '')
+  end
   local newest = string.format('v%d-%s', number('policy_number'), get('policy_lineage'))
   if not args.version then return 'load ' .. newest .. ' first' end
   if args.lineage ~= get('policy_lineage') then
@@ -45,8 +48,15 @@ local function grant()
   return id, attempt
 end
 
-local granted, why = {}, ''
+local granted, problems, why = {}, {}, ''
+local label = take_seat()
 for _ = 1, args.max_prompts do
+  local problem, attempt = grant_problem(label)
+  if not problem then break end
+  problems[#problems + 1] = label .. '-' .. problem
+  problems[#problems + 1] = attempt
+end
+for _ = #problems / 2 + 1, args.max_prompts do
   local no = refusal()
   if no then
     why = no
@@ -56,7 +66,9 @@ for _ = 1, args.max_prompts do
   granted[#granted + 1] = id
   granted[#granted + 1] = attempt
 end
+local policy_number, policy_lineage = get('policy_number') or '', get('policy_lineage') or ''
+if label and has_queued(label) then policy_number, policy_lineage = pinned_policy(label) end
 return {
-  state(), why, get('policy_number') or '', get('policy_lineage') or '', redis.call('ZCARD', QUEUED),
-  number('epoch'), number('position'), granted,
+  state(), why, policy_number, policy_lineage, redis.call('ZCARD', QUEUED), number('epoch'),
+  number('position'), granted, problems,
 }

@@ -57,4 +57,7 @@ free_before(step)
 redis.call('HSET', META, 'policy_number', step, 'policy_lineage', args.lineage, 'leases_this_step', 0)
 redis.call('HDEL', META, 'end_reason')
 if lost then shed() end
+supersede_evaluations(step)
+for _, one in ipairs(args.evaluated) do acknowledge_evaluation(one[1], one[2]) end
+if is_due(step) then open_evaluation(step, args.lineage) end
 return { 'ok', replay, dissolved }

@@ -48,10 +48,33 @@ for step = 0, number('next_step') - 1 do
 end
 if cards.leased ~= open() then fault('%d leases, %d of them open', cards.leased, open()) end
 
+-- Evaluations, apart: a problem of an open one is in exactly one place.
+local places, lost = { queued = 0, leased = 0, done = 0 }, 0
+for _, label in ipairs(redis.call('ZRANGE', EVALUATIONS, 0, -1)) do
+  local key = evaluation(label)
+  local found = {
+    queued = redis.call('ZRANGE', key .. ':queued', 0, -1),
+    leased = redis.call('ZRANGE', key .. ':leased', 0, -1),
+    done = redis.call('HKEYS', key .. ':done'),
+  }
+  local times = {}
+  for place, problems in pairs(found) do
+    places[place] = places[place] + #problems
+    for _, problem in ipairs(problems) do times[problem] = (times[problem] or 0) + 1 end
+  end
+  local header = tonumber(redis.call('HGET', key, 'problems'))
+  if not header then lost = lost + 1 end
+  for problem = 0, (header or 0) - 1 do
+    if times[tostring(problem)] ~= 1 then lost = lost + 1 end
+  end
+end
+
 local missing = math.abs(number('issued') - identities)
 if missing > 0 then fault('%d identities were issued, %d are found', number('issued'), identities) end
 return cjson.encode({
   meta = meta, cards = cards, state = state(), end_reason = end_reason(),
   capacity = room(number('policy_number')), payload_bytes = payload_bytes, workers = live_workers(),
+  evaluating = first_evaluation() and { pinned_policy(first_evaluation()) } or nil,
+  evaluation_problems = places, evaluation_pods = redis.call('HLEN', SEATS), evaluation_error = lost,
   conservation_error = math.max(missing, #faults), faults = { unpack(faults, 1, math.min(5, #faults)) },
 })

@@ -1,5 +1,6 @@
 #!lua
--- Closes a lease with its result; dynamic sampling (section 3.2) was decided by the caller.
+-- Closes a lease with its result; what the group is and whether it is kept (dynamic sampling,
+-- section 3.2) was decided by the caller.
 -- Returns the disposition, or 'unknown', or 'policy' and the policy the lease was granted for.
 -- ARGV[3] is the payload.
 local id, attempt, key = args.id, args.attempt, group(args.id)
@@ -10,7 +11,8 @@ local function duplicate()
   return { 'duplicate' }
 end
 
-local there = redis.call('HMGET', key, 'state', 'attempt', 'version', 'lineage', 'order', 'payload')
+local there = redis.call('HMGET', key, 'state', 'attempt', 'version', 'lineage', 'order', 'payload',
+  'disposition')
 if not there[1] then
   -- The group is closed and its hash gone: dropped, or trained before the checkpoint.
   for _, why in ipairs(WHYS) do
@@ -23,7 +25,7 @@ if not there[1] then
 end
 if attempt < 1 or attempt > tonumber(there[2]) then return { 'unknown' } end
 if there[1] ~= 'queued' and there[1] ~= 'leased' then
-  if attempt == tonumber(there[2]) and there[6] then return { 'kept' } end
+  if attempt == tonumber(there[2]) and there[6] then return { there[7] } end
   return duplicate()
 end
 if attempt < tonumber(there[2]) then return duplicate() end
@@ -40,9 +42,9 @@ if there[1] == 'queued' then
 end
 
 leave(id)
-if args.disposition == 'kept' then
+if args.keep then
   redis.call('HSET', key, 'payload', ARGV[3], 'sha256', args.sha256, 'lengths', args.lengths,
-    'prompt_tokens', args.prompt_tokens)
+    'prompt_tokens', args.prompt_tokens, 'disposition', args.disposition)
   make_ready(id)
 else
   redis.call('DEL', key)

