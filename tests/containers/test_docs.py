@@ -44,6 +44,14 @@ def test_nobody_is_told_to_start_the_gpu_services_beside_the_others() -> None:
     assert not any("--profile gpu" in command for command in COMMANDS)
 
 
+def test_the_command_for_gpus_names_the_whole_run_with_one_trainer() -> None:
+    for command in COMMANDS:
+        named = set(command.split())
+        if command.startswith("up") and "trainer-gpu" in named:
+            parts = {"model", "valkey", "buffer", "reward", "prometheus"}
+            assert named & services().keys() == {*parts, "rollout-gpu", "trainer-gpu"}
+
+
 def test_every_writable_path_is_in_the_table() -> None:
     described = set(re.findall(r"^\| `(/[\w/]+)`", PAGE, re.M))
     written = {

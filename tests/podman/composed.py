@@ -95,8 +95,7 @@ class ComposedRun:
     def scale(self, rollouts: int) -> None:
         """Starts what is missing; surplus containers, the youngest first, are told to stop."""
         for name in self.containers("rollout", "--all")[rollouts:]:
-            podman("stop", "--time=60", name, seconds=120)
-            podman("rm", name)
+            podman("rm", "--force", "--time=60", name, seconds=120)
         self.compose(
             "up", "--detach", "--no-build", "--no-recreate", "--scale", f"rollout={rollouts}"
         )

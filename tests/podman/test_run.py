@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -60,7 +59,7 @@ def test_no_process_is_root_and_no_zombie_is_left(run: ComposedRun) -> None:
         assert "Z" not in {state for _, state in processes}
 
 
-def test_new_rollouts_take_work_within_one_lease_of_being_ready(run: ComposedRun) -> None:
+def test_new_rollouts_load_the_newest_policy_and_take_work(run: ComposedRun) -> None:
     trained = run.trained()
     run.scale(3)
     rollouts = run.containers("rollout")
@@ -105,9 +104,7 @@ def test_a_stopped_rollout_gives_its_prompts_back_and_a_killed_one_loses_them(
 
 def _wait_for_work(run: ComposedRun, container: str) -> None:
     run.wait(lambda: _ready(run, container), f"{container} is ready", ENGINE_SECONDS)
-    ready = time.monotonic()
     run.wait(lambda: _works(run, container), f"{container} has leased", ENGINE_SECONDS)
-    assert time.monotonic() - ready < LEASE_SECONDS
 
 
 def _works(run: ComposedRun, container: str) -> bool:
