@@ -15,14 +15,18 @@ ROOT = Path(__file__).parents[1]
 SERVICES = ("buffer", "reward", "rollout", "trainer")
 SLICES = {
     "dapod": ("base",),
-    "services/buffer": ("base", "buffer"),
+    "services/buffer": ("base", "sympy", "reward", "hub", "buffer"),
     "services/reward": ("base", "sympy", "reward"),
-    "services/rollout": ("torch", "base", "sympy", "models", "rollout"),
-    "services/trainer": ("torch", "base", "sympy", "models", "trainer"),
+    "services/rollout": ("torch", "base", "sympy", "hub", "models", "rollout"),
+    "services/trainer": ("torch", "base", "sympy", "hub", "models", "trainer"),
 }
-USED_BY_SOME = {"dapod/cli": ("models", "local"), "dapod/dataset.py": ("buffer",)}
-"""What not every service uses: the command, which has the whole lock, and what buffer and command
-share."""
+USED_BY_SOME = {
+    "dapod/cli": ("hub", "models", "local"),
+    "dapod/dataset": ("sympy", "reward", "hub", "buffer"),
+    "dapod/reasoning_gym.py": ("sympy", "reward"),
+}
+"""What not every service uses: the command, which has the whole lock, what buffer and command
+share, and what buffer and reward do."""
 
 
 LEFT_OUT = {

@@ -19,6 +19,8 @@ class Guard:
         self._token = token
         self._inherited = () if lock_descriptor is None else (lock_descriptor,)
         self._reaper: subprocess.Popen[bytes] | None = None
+        self._held = -1
+        """The write end of the reaper's standard input."""
 
     def __enter__(self) -> "Guard":
         self._reaper = self._start()
@@ -29,14 +31,14 @@ class Guard:
         assert self._reaper is not None
         if self._reaper.poll() is None:
             return True
-        _let_go(self._reaper)
+        os.close(self._held)
         self._reaper = self._start()
         return False
 
     def __exit__(self, *_: object) -> None:
         """Everything is stopped by now; waits for the reaper to see that and release the lock."""
         assert self._reaper is not None
-        _let_go(self._reaper)
+        os.close(self._held)
         self._reaper.wait(timeout=70)
 
     @property
@@ -45,23 +47,20 @@ class Guard:
         return self._reaper.pid
 
     def _start(self) -> subprocess.Popen[bytes]:
-        reaper = subprocess.Popen(
-            [sys.executable, "-m", "dapod.cli.reaper"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=_environment(os.environ),
-            start_new_session=True,
-            pass_fds=self._inherited,
-        )
-        assert reaper.stdin is not None
-        reaper.stdin.write(self._token.encode() + b"\n")
-        reaper.stdin.flush()
-        return reaper
-
-
-def _let_go(reaper: subprocess.Popen[bytes]) -> None:
-    assert reaper.stdin is not None
-    reaper.stdin.close()
+        # The token lies in the pipe before there is a reaper: a runner may be killed at any time.
+        read, self._held = os.pipe()
+        os.write(self._held, self._token.encode() + b"\n")
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dapod.cli.reaper"],
+                stdin=read,
+                stdout=subprocess.DEVNULL,
+                env=_environment(os.environ),
+                start_new_session=True,
+                pass_fds=self._inherited,
+            )
+        finally:
+            os.close(read)
 
 
 def _environment(inherited: Mapping[str, str]) -> dict[str, str]:

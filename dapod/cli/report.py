@@ -80,19 +80,18 @@ def files(run_dir: Path, summary: Summary) -> list[str]:
 
 def next_commands(config_file: Path, run_dir: Path, steps: int) -> list[str]:
     """Three things to try."""
-    config = _from_here(config_file.resolve())
-    run = f"{command()} run {config}"
+    run = f"{command()} run {_from_here(config_file.resolve())}"
     return [
-        f"{run} --run-dir {_from_here(run_dir)} --resume --steps {2 * steps}",
+        f"{resume_command(run_dir)} --steps {2 * steps}",
         f"{run} --rollouts 2",
         f"{run} --set algorithm.group_size=16 --set run.seed=1",
     ]
 
 
-def resume_command(config_file: Path, run_dir: Path) -> str:
-    """Goes on with a run that was stopped."""
-    config = _from_here(config_file.resolve())
-    return f"{command()} run {config} --run-dir {_from_here(run_dir)} --resume"
+def resume_command(run_dir: Path) -> str:
+    """Goes on with a run that was stopped, under its own config: `--set` stands in there."""
+    shown = _from_here(run_dir)
+    return f"{command()} run {shown / 'config.toml'} --run-dir {shown} --resume"
 
 
 def command() -> str:

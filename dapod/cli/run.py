@@ -36,12 +36,12 @@ def _run(request: Request, prepared: Prepared, lock: int) -> int:
         end = Runner(_parts(prepared, progress)).run(lock)
     except TooManyRestarts as error:
         progress.say(f"giving up: {error}")
-        progress.say(f"go on with: {_resume(request, prepared)}")
+        progress.say(f"go on with: {report.resume_command(prepared.directory.path)}")
         return 1
     finally:
         shown.close()
     if end.ended == "stopped":
-        return _stopped(request, prepared, end)
+        return _stopped(prepared, end)
     return _finished(request, prepared, end)
 
 
@@ -75,14 +75,14 @@ def _headline(prepared: Prepared) -> str:
     return f"run {directory.run_id} {verb} in {directory.path}{redis}"
 
 
-def _stopped(request: Request, prepared: Prepared, end: RunEnd) -> int:
+def _stopped(prepared: Prepared, end: RunEnd) -> int:
     rows = read_steps(prepared.directory.steps_file)
     name = signal.Signals(end.signal_number).name
     print(
         f"stopped by {name} after {len(rows)} of {prepared.config.run.steps} steps; "
         f"nothing is left running"
     )
-    print(f"go on with: {_resume(request, prepared)}")
+    print(f"go on with: {report.resume_command(prepared.directory.path)}")
     return 128 + end.signal_number
 
 
@@ -128,10 +128,6 @@ def _print_section(title: str, lines: list[str]) -> None:
         print(f"{title}:")
     for line in lines:
         print(f"  {line}" if title else line, flush=True)
-
-
-def _resume(request: Request, prepared: Prepared) -> str:
-    return report.resume_command(request.config_file, prepared.directory.path)
 
 
 def _log_to(file: Path) -> None:

@@ -114,4 +114,4 @@ def test_the_next_commands_name_this_run(config_file: Path, monkeypatch) -> None
     monkeypatch.chdir(config_file.parent)
     run_dir = config_file.parent / "runs" / "tiny"
     first, *_ = report.next_commands(config_file, run_dir, 4)
-    assert first.endswith(" run tiny.toml --run-dir runs/tiny --resume --steps 8")
+    assert first.endswith(" run runs/tiny/config.toml --run-dir runs/tiny --resume --steps 8")

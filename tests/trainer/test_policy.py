@@ -36,9 +36,9 @@ def assemble_one(groups):
         for update in cut.updates(make_plan(0, groups, len(groups)))
         for row in cut.cut(update, ranks=1, tokens_per_micro_batch=4096)[0][0]
     ]
-    weights = {group.group_id: 1.0 for group in groups}
+    weights = {group.group_id: [1.0] * len(group.rollouts) for group in groups}
     named = {group.group_id: group for group in groups}
-    return batch.assemble(rows, named, batch.advantages(named), weights)
+    return batch.assemble(rows, named, batch.advantages(named, scale="std"), weights)
 
 
 def published(policy, directory):
