@@ -30,7 +30,7 @@ NEEDED = {
     "rollout": ("torch", "vllm", "transformers"),
     "trainer": ("torch", "deepspeed", "transformers"),
 }
-MEBIBYTES = {"buffer": 600, "reward": 500, "rollout": 2600, "trainer": 1800}
+MEBIBYTES = {"buffer": 800, "reward": 500, "rollout": 2600, "trainer": 1800}
 """Most that an image may take, base and all."""
 
 
