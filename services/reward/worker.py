@@ -32,6 +32,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,8 @@ def take_standard_input() -> socket.socket:
 
 def silence() -> None:
     """A verifier that prints without end must not fill the service's log."""
+    # What was printed so far would go with it: to a file or a pipe Python writes late.
+    sys.stdout.flush()
     _point_at_null(1)
     _point_at_null(2)
 
