@@ -131,7 +131,7 @@ def _batch(prompt: np.ndarray, outputs: tuple[Output, ...]) -> MicroBatch:
     lengths = [len(rollout.token_ids) for rollout in group.rollouts]
     planned = PlannedGroup(group_id="g", prompt_tokens=len(prompt), response_tokens=lengths)
     ((rows,),) = cut.cut([planned], ranks=1, tokens_per_micro_batch=10**6)
-    return assemble(rows, {"g": group}, {"g": [0.0] * len(lengths)}, {"g": 1.0})
+    return assemble(rows, {"g": group}, {"g": [0.0] * len(lengths)}, {"g": [1.0] * len(lengths)})
 
 
 def _to_trainer(policy: Policy, prompt: np.ndarray, outputs: tuple[Output, ...]) -> np.ndarray:

@@ -72,8 +72,8 @@ def one_batch(groups: list[Group]) -> MicroBatch:
     plan = make_plan(0, groups, len(groups))
     ((rows,),) = cut.cut(list(plan.groups), ranks=1, tokens_per_micro_batch=10**6)
     named = {group.group_id: group for group in groups}
-    weights = {group.group_id: 1.0 for group in groups}
-    return batches.assemble(rows, named, batches.advantages(named), weights)
+    weights = {group.group_id: [1.0] * len(group.rollouts) for group in groups}
+    return batches.assemble(rows, named, batches.advantages(named, scale="std"), weights)
 
 
 def config(model: Path, **trainer: Any) -> Any:
