@@ -21,7 +21,8 @@ STEPS = 4
 SERVICES = ("buffer", "reward", "rollout", "trainer")
 DOCUMENTED = """
     step policy_version accuracy reward_mean response_tokens_mean truncated_ratio entropy_nats
-    clip_fraction_low clip_fraction_high grad_norm loss learning_rate mismatch_kl_nats groups_leased
+    clip_fraction_low clip_fraction_high grad_norm loss learning_rate mismatch_kl_nats
+    reference_kl_nats groups_leased
     groups_kept groups_all_correct groups_all_wrong groups_stale groups_failed tokens_generated
     tokens_trained staleness_mean staleness_max seconds_wait seconds_train seconds_publish
     seconds_evaluate seconds_total time_unix
