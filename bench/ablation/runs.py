@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -104,5 +103,5 @@ def _wait(process: subprocess.Popen[bytes], steps: Path, budget: int) -> None:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # SIGINT is ignored by what a shell starts in the background
         process.wait(timeout=STOP_SECONDS)
