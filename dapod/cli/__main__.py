@@ -116,7 +116,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         default=os.environ.get("DAPOD_REDIS_URL"),
         help="redis://…, rediss://… or unix://…; default: DAPOD_REDIS_URL, or else an "
-        "embedded Valkey",
+        "embedded Valkey; with a password use the variable, others can read a command line",
     )
     _add_set(parser)
     parser.set_defaults(command=_run)

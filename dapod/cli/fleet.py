@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dapod.cli import valkey
-from dapod.cli.guard import python_path
+from dapod.cli.guard import REDIS_URL, python_path
 from dapod.cli.ports import HOST, consecutive_ports, free_ports
 
 DEFAULTS = {
@@ -79,7 +79,7 @@ def fleet(plan: FleetPlan) -> list[ServiceSpec]:
     for name in names:
         own = {"DAPOD_GRPC_PORT": str(grpc[name]), "DAPOD_OPS_PORT": str(ops[name])}
         if name == "buffer":
-            own["DAPOD_REDIS_URL"] = redis_url
+            own[REDIS_URL] = redis_url
         specs.append(
             ServiceSpec(
                 name=name,
@@ -103,7 +103,7 @@ def _valkey(plan: FleetPlan, port: int) -> ServiceSpec:
     return ServiceSpec(
         name="valkey",
         command=valkey.command(port, plan.run_dir / "valkey"),
-        environment=plan.environment,
+        environment=without_redis(plan.environment),
         stop_order=2,
     )
 
@@ -118,10 +118,15 @@ def ports(
     return {name: next(free) for name in names}
 
 
+def without_redis(environment: Mapping[str, str]) -> dict[str, str]:
+    """For processes that have no business with Redis: its password is in the URL."""
+    return {name: value for name, value in environment.items() if name != REDIS_URL}
+
+
 def _shared(plan: FleetPlan, grpc: Mapping[str, int]) -> dict[str, str]:
     return {
         **DEFAULTS,
-        **plan.environment,
+        **without_redis(plan.environment),
         "PYTHONPATH": python_path(plan.environment),
         "DAPOD_CONFIG": str(plan.run_dir / "config.toml"),
         "DAPOD_RUN_ID": plan.run_id,

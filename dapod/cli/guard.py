@@ -10,6 +10,8 @@ from dapod.cli.processes import SERVICE, TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
 """Where `dapod` and `services` are imported from."""
+REDIS_URL = "DAPOD_REDIS_URL"
+"""Holds a password; only the buffer and who starts it are given it."""
 
 
 class Guard:
@@ -64,7 +66,8 @@ class Guard:
 
 
 def _environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in inherited.items() if name not in (TOKEN, SERVICE)}
+    left_out = (TOKEN, SERVICE, REDIS_URL)
+    kept = {name: value for name, value in inherited.items() if name not in left_out}
     return kept | {"PYTHONPATH": python_path(inherited)}
 
 

@@ -13,6 +13,7 @@ from dapod.cli.run_dir import RunDirectory
 from dapod.config import RunConfig, within
 from dapod.dataset.tokenised import read_tokenised
 from dapod.model_files import check_disk, check_model
+from dapod.redis_url import masked
 
 EMBEDDED = "embedded"
 """In run.json: the run's state is in its own Valkey."""
@@ -47,7 +48,7 @@ class Prepared:
 def prepare(request: Request) -> Prepared:
     """Raises `ConfigError` for the first thing that cannot work."""
     config = request.config
-    redis = redis_ping.masked(request.redis_url) if request.redis_url else EMBEDDED
+    redis = masked(request.redis_url) if request.redis_url else EMBEDDED
     directory = run_dir.choose(config, given=request.run_dir, resume=request.resume, redis=redis)
     check_model(config)
     tokenised = read_tokenised(

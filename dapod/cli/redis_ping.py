@@ -5,52 +5,45 @@ PING.
 """
 
 import socket
-import ssl
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult
 
+from dapod import redis_url
 from dapod.config import ConfigError
 
 TIMEOUT_SECONDS = 3.0
 _DEFAULT_PORT = 6379
 
 
-def masked(url: str) -> str:
-    """The URL as it may be shown: without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = parts.username or ""
-    return parts._replace(netloc=f"{user}:***@{parts.netloc.rpartition('@')[2]}").geturl()
-
-
 def check(url: str) -> None:
     """Raises `ConfigError` unless the server answers PING within three seconds."""
+    shown = f"redis URL {redis_url.masked(url)}"
     try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigError(f"the redis URL is not a URL: {error}") from error
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ConfigError(
-            f"redis URL {masked(url)}: it must begin with redis://, rediss:// or unix://"
+        answer = ping(redis_url.read(url))
+    except OSError as error:
+        said = error.strerror or str(error)
+        advice = redis_url.refusal(str(error)) or (
+            f"no answer to PING within {TIMEOUT_SECONDS:.0f} s ({said})"
         )
-    try:
-        answer = ping(parts)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{shown}: {advice}") from error
+    except ValueError as error:
+        raise ConfigError(f"{shown}: {error}") from error
+    if not answer:
         raise ConfigError(
-            f"redis URL {masked(url)}: no answer to PING within {TIMEOUT_SECONDS:.0f} s ({reason})"
-        ) from error
+            f"{shown}: the server ends the connection at once: if it wants TLS, write rediss://"
+        )
     if not answer.startswith("+PONG"):
-        raise ConfigError(f"redis URL {masked(url)}: the server answered {answer!r} to PING")
+        advice = redis_url.refusal(answer) or f"the server answered {answer!r} to PING"
+        raise ConfigError(f"{shown}: {advice}")
 
 
 def ping(parts: SplitResult) -> str:
     """The last line the server said. Raises `OSError` when it cannot be reached."""
+    user, password = redis_url.credentials(parts)
     with _connect(parts) as connection, connection.makefile("rwb") as stream:
         replies = 1
-        if parts.password is not None:
-            user = [unquote(parts.username)] if parts.username else []
-            stream.write(_command("AUTH", *user, unquote(parts.password)))
+        if password is not None:
+            # With the name always: without, a server that knows no password refuses any.
+            stream.write(_command("AUTH", user or "default", password))
             replies += 1
         stream.write(_command("PING"))
         stream.flush()
@@ -69,17 +62,11 @@ def _connect(parts: SplitResult) -> socket.socket:
     connection = socket.create_connection((host, parts.port or _DEFAULT_PORT), TIMEOUT_SECONDS)
     if parts.scheme == "redis":
         return connection
-    return _tls_context(parts).wrap_socket(connection, server_hostname=host)
-
-
-def _tls_context(parts: SplitResult) -> ssl.SSLContext:
-    """As redis-py reads the URL: `ssl_ca_certs=FILE` and `ssl_cert_reqs=none`."""
-    options = parse_qs(parts.query)
-    context = ssl.create_default_context(cafile=next(iter(options.get("ssl_ca_certs", [])), None))
-    if options.get("ssl_cert_reqs") == ["none"]:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+    try:
+        return redis_url.tls_context(parts).wrap_socket(connection, server_hostname=host)
+    except OSError:
+        connection.close()
+        raise
 
 
 def _command(*words: str) -> bytes:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 
+from dapod.redis_url import masked
 from dapod.rpc import RpcServer
 from dapod.service import Service, main
 from dapod.v1 import buffer_pb2_grpc
-from services.buffer.connection import check_memory, connect, masked
+from services.buffer.connection import check_memory, connect, permitted
 from services.buffer.metrics import BufferMetrics, StateCollector
 from services.buffer.problems import Problems, load_problems
 from services.buffer.prompts import Prompts, load_prompts
@@ -34,12 +35,14 @@ def serve(service: Service) -> None:
     url = service.environment.redis_url
     service.health.waiting(f"waiting for Redis at {masked(url)}")
     client = connect(url, stop=service.stop)
-    check_memory(client, service.config)
+    with permitted(url):
+        check_memory(client, service.config)
     scripts = Scripts(
         client=client, run_id=service.run_id, config=service.config, problems=problems
     )
     store = Store(scripts=scripts, prompts=prompts, config=service.config)
-    store.start(service.config_digest)
+    with permitted(url):
+        store.start(service.config_digest)
     server = _server(service, store, prompts, problems)
     service.registry.register(_collector(store, service))
     port = server.start(service.environment.listen_host, service.environment.grpc_port)

@@ -1,16 +1,20 @@
-"""Reaching Redis at the start: patience, masked passwords, and whether the run fits in memory."""
+"""Reaching Redis at the start: patience, rights, and whether the run fits in memory."""
 
 from __future__ import annotations
 
 import threading
 import time
-from urllib.parse import urlsplit
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from dapod import redis_url
 from dapod.config import ConfigError, RunConfig
+from dapod.redis_url import masked, refusal
+from services.buffer.scripts import StoreForbidden
 
 CALL_SECONDS = 10.0
 """Deadline of one call to Redis."""
@@ -19,18 +23,21 @@ CALL_SECONDS = 10.0
 def connect(
     url: str, *, patience_seconds: float = 10.0, stop: threading.Event | None = None
 ) -> redis.Redis:
-    """A client whose server answers. Raises `ConfigError` when none does in `patience_seconds`.
+    """A client whose server answers. Raises `ConfigError` when none does in `patience_seconds`,
+    and at once for what waiting cannot cure: a password, a certificate.
 
     No retries inside the client: callers repeat calls, with their idempotency keys.
     """
     try:
+        redis_url.read(url)
         client = redis.Redis.from_url(
             url,
             socket_timeout=CALL_SECONDS,
             socket_connect_timeout=5.0,
             retry=Retry(NoBackoff(), 0),
         )
-    except ValueError as error:
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    except (ValueError, TypeError) as error:  # TypeError: an option that redis-py does not know
         raise ConfigError(f"DAPOD_REDIS_URL={masked(url)}: {error}") from error
     _wait(client, url, time.monotonic() + patience_seconds, stop or threading.Event())
     return client
@@ -43,20 +50,33 @@ def _wait(client: redis.Redis, url: str, deadline: float, stop: threading.Event)
             client.ping()
             return
         except redis.RedisError as error:
+            advice = refusal(str(error))
+            if advice:
+                raise ConfigError(f"DAPOD_REDIS_URL={masked(url)}: {advice}") from error
             if time.monotonic() > deadline or stop.wait(0.1):
                 raise ConfigError(
                     f"DAPOD_REDIS_URL={masked(url)} does not answer ({error}): start a Redis or "
-                    f"Valkey server there, or correct the URL"
+                    f"Valkey server there, or correct the URL{_about_tls(url)}"
                 ) from error
 
 
-def masked(url: str) -> str:
-    """The URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    place = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username or ''}:***@{place}").geturl()
+def _about_tls(url: str) -> str:
+    """A server that speaks TLS and a client that does not (or the reverse) only wait or hang up."""
+    about = {"redis": "rediss:// if it wants TLS", "rediss": "redis:// if it speaks no TLS"}
+    scheme = url.partition("://")[0]
+    return f" ({about[scheme]})" if scheme in about else ""
+
+
+@contextmanager
+def permitted(url: str) -> Iterator[None]:
+    """Around the first calls: `ConfigError` when the user of the URL may not run one."""
+    try:
+        yield
+    except (redis.exceptions.NoPermissionError, StoreForbidden) as error:
+        raise ConfigError(
+            f"DAPOD_REDIS_URL={masked(url)}: {error}: give the user the rights that "
+            f"docs/kubernetes.md lists"
+        ) from error
 
 
 def check_memory(client: redis.Redis, config: RunConfig) -> None:

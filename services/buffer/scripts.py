@@ -27,6 +27,10 @@ class StoreAway(Exception):
     """Redis does not answer, or not yet: nothing was said about the call, repeat it."""
 
 
+class StoreForbidden(StoreAway):
+    """Redis answers, but its rules let this user not run a command; somebody must change them."""
+
+
 class StoreFull(Exception):
     """Redis is at maxmemory: the call changed nothing, repeat it once batches have been trained."""
 
@@ -110,6 +114,8 @@ def _asking(ask: Callable[[], Any]) -> Any:
     except _AWAY as error:
         raise StoreAway(f"Redis does not answer: {error}") from error
     except redis.ResponseError as error:
+        if isinstance(error, redis.exceptions.NoPermissionError) or str(error).startswith("ACL "):
+            raise StoreForbidden(f"Redis refuses: {error}") from error
         # What a server says that cannot write for now: its disk is full, or its replicas are gone.
         if str(error).startswith(("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")):
             raise StoreAway(f"Redis cannot write: {error}") from error

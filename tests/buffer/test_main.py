@@ -23,12 +23,14 @@ needs_model = pytest.mark.skipif(not MODEL.is_dir(), reason="dapod model fetch h
 
 
 @contextmanager
-def running(redis_url: str, config_path: Path = QUICKSTART) -> Iterator[subprocess.Popen[str]]:
+def running(
+    redis_url: str, config_path: Path = QUICKSTART, ops_port: int = 0
+) -> Iterator[subprocess.Popen[str]]:
     variables = {
         "DAPOD_CONFIG": str(config_path),
         "DAPOD_REDIS_URL": redis_url,
         "DAPOD_GRPC_PORT": "0",
-        "DAPOD_OPS_PORT": "0",
+        "DAPOD_OPS_PORT": str(ops_port),
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "services.buffer"],

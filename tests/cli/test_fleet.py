@@ -33,6 +33,14 @@ def test_a_redis_of_the_users_replaces_the_embedded_one() -> None:
     assert buffer.redis_url == "redis://elsewhere:6379"
 
 
+def test_the_password_of_redis_is_given_to_the_buffer_alone() -> None:
+    url = "redis://:secret@elsewhere:6379"
+    for made in (specs({"DAPOD_REDIS_URL": url}, redis_url=url), specs({"DAPOD_REDIS_URL": url})):
+        for name, spec in made.items():
+            knows = "secret" in " ".join((*spec.command, *spec.environment.values()))
+            assert knows == (name == "buffer" and "valkey" not in made), name
+
+
 def test_everybody_finds_everybody_on_ports_of_their_own() -> None:
     made = specs({}, rollouts=3)
     ports = [port for spec in made.values() for port in (spec.ops_port, spec.grpc_port) if port]

@@ -108,6 +108,20 @@ def test_an_unreachable_redis(refused: Refused, config_file: Path) -> None:
     assert "secret" not in sentence
 
 
+def test_a_redis_url_that_cannot_be_read(refused: Refused, config_file: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DAPOD_REDIS_URL", "redis://:sec/ret@127.0.0.1:6379/0")
+    sentence = refused(config_file)
+    assert "redis URL redis://:***@127.0.0.1:6379/0: it cannot be read" in sentence
+    assert "sec" not in sentence and "ret@" not in sentence
+
+
+def test_no_report_shows_the_redis_url(dapod, config_file: Path) -> None:
+    known = {"DAPOD_REDIS_URL": "redis://:secret@127.0.0.1:6379/0"}
+    for words in (("config", "show"), ("config", "check")):
+        said = dapod(*words, config_file, environment=known)
+        assert said.out and "secret" not in said.out + said.err
+
+
 def test_a_redis_url_of_another_kind(refused: Refused, config_file: Path) -> None:
     assert "must begin with redis://" in refused(config_file, "--redis-url", "http://127.0.0.1")
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dapod.cli.fleet import DEFAULTS, ServiceSpec, ports
+from dapod.cli.fleet import DEFAULTS, ServiceSpec, ports, without_redis
 from dapod.cli.guard import python_path
 from dapod.cli.ports import HOST, free_ports
 
@@ -29,7 +29,7 @@ def services(
     ops = ports("DAPOD_OPS_PORT", names, environment, free)
     shared = {
         **DEFAULTS,
-        **environment,
+        **without_redis(environment),
         "PYTHONPATH": python_path(environment),
         "DAPOD_CONFIG": str(config_file),
         "DAPOD_RUN_ID": "evaluation",
