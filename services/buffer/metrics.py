@@ -241,6 +241,7 @@ def _counters(counts: Counts) -> Iterator[Metric]:
         "leases_granted": "Leases granted.",
         "leases_expired": "Leases that ran out: a rollout died, hung or lost its network.",
         "leases_returned": "Leases given back by rollouts that drained or failed.",
+        "resumes": "Times a trainer began again in this run: it crashed, was preempted or stopped.",
     }.items():
         yield _counter(name, text, counts.totals.get(name, 0))
     stale = counts.totals.get("stale", 0)

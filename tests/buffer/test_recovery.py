@@ -86,6 +86,15 @@ def test_after_a_crash_the_steps_past_the_checkpoint_are_handed_out_again_verbat
     world.conserved()
 
 
+def test_resumes_are_counted_but_not_the_first_start_and_no_repeated_call(world: World) -> None:
+    assert world.counts().totals.get("resumes", 0) == 0  # the world's trainer has started
+    world.resume(0, "second")
+    world.resume(0, "second")
+    assert world.counts().totals["resumes"] == 1
+    world.resume(0, "third")
+    assert world.counts().totals["resumes"] == 2
+
+
 def test_a_resume_may_be_repeated(world: World) -> None:
     for step in range(3):
         world.step(step)

@@ -44,6 +44,7 @@ HEALTHY: dict[str, str] = {
     "dapod_buffer_conservation_error_groups": steady(0),
     "dapod_buffer_groups_stale_total": steady(0),
     "dapod_buffer_run_finished": steady(0),
+    "dapod_buffer_resumes_total": steady(0),
     "dapod_buffer_policy_version": growing(1),
     "dapod_buffer_staleness_limit_versions": steady(1),
     "dapod_buffer_evaluation_policy_version": steady(-1),

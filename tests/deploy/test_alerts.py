@@ -52,6 +52,11 @@ TROUBLE: dict[str, tuple[str, dict[str, str]]] = {
             }
         ),
     ),
+    "the trainer crashes again and again": (
+        "TrainerRestarts",
+        # Each of its lives is too short to be scraped.
+        without(healthy({"dapod_buffer_resumes_total": "0x29 0+1x9 9x141"}), "trainer"),
+    ),
     "the trainer waits": (
         "TrainerStarved",
         healthy({"dapod_trainer_phase_seconds_total wait": growing(80)}),
@@ -99,15 +104,41 @@ FINISHED = healthy(
         "dapod_buffer_groups_submitted_total all_wrong": "0+10x19 700+500x9 5200x150",
         "dapod_buffer_groups_submitted_total failed": stuck(by=1),
         "dapod_reward_verifications_total": stuck(by=200),
-        "dapod_reward_kills_total": stuck(by=1),
-        "dapod_rollout_idle_seconds_total refused": "0+20x19 440+59x9 971x150",
+        "dapod_rollout_idle_seconds_total refused": "0+20x13 320+59x15 1205x150",
         "dapod_trainer_last_progress_timestamp_seconds": stuck(by=60),
         "dapod_trainer_step": stuck(by=1),
         "dapod_trainer_phase_seconds_total wait": "0+20x19 600+200x9 2400x150",
         "dapod_trainer_phase_seconds_total update": stuck(by=40),
         "dapod_trainer_entropy_nats": changing(1, 0.2, at=20),
+        "dapod_trainer_mismatch_kl_nats": changing(0.02, 5, at=24),
+        "dapod_reward_kills_total": "0+1x24 25+50x4 225x150",
+        "dapod_buffer_redis_memory_bytes": changing(400, 900, at=28),
+        "dapod_buffer_resumes_total": changing(0, 5, at=28),
     }
 )
+# In its last minutes much was about to fire, and then it was paused.
+PAUSED = healthy(
+    {
+        "dapod_buffer_policy_version": stuck(by=1),
+        "dapod_rollout_policy_version": stuck(by=1),
+        "dapod_buffer_groups_submitted_total kept": stuck(by=10),
+        "dapod_buffer_groups_submitted_total all_wrong": "0+10x19 700+500x9 5200x150",
+        "dapod_buffer_groups_submitted_total failed": stuck(by=1),
+        "dapod_reward_verifications_total": stuck(by=200),
+        "dapod_reward_kills_total": "0+1x24 25+50x4 225x150",
+        "dapod_trainer_mismatch_kl_nats": changing(0.02, 5, at=24),
+        "dapod_trainer_entropy_nats": changing(1, 0.2, at=20),
+        "dapod_buffer_resumes_total": changing(0, 1),
+    }
+)
+WAITS_FROM_HALF_AN_HOUR_ON = {
+    "dapod_trainer_step": stuck(by=1),
+    "dapod_trainer_phase_seconds_total wait": "0+20x29 600+60x150",
+    "dapod_trainer_phase_seconds_total update": stuck(by=40),
+    "dapod_buffer_policy_version": stuck(by=1),
+    "dapod_buffer_groups_submitted_total kept": stuck(by=10),
+    "dapod_buffer_groups_submitted_total all_wrong": stuck(by=10),
+}
 NO_ENGINE = {
     "dapod_rollout_engine_running": steady(0),
     "dapod_rollout_policy_version": steady(-1),
@@ -129,8 +160,11 @@ PEACE: dict[str, dict[str, str]] = {
     "a finished run, its trainer gone": leaves(FINISHED, "trainer"),
     "a finished run whose trainer pod is kept": FINISHED,
     "a finished run, scaled to zero": leaves(FINISHED, "trainer", "rollout", "reward", "buffer"),
-    "a paused run": leaves(healthy(), "trainer", "rollout"),
-    "a paused run, scaled to zero": leaves(healthy(), "trainer", "rollout", "reward", "buffer"),
+    "a paused run": leaves(PAUSED, "trainer", "rollout"),
+    "a paused run, scaled to zero": leaves(PAUSED, "trainer", "rollout", "reward", "buffer"),
+    "a run that pauses by its rollouts alone": leaves(
+        healthy(WAITS_FROM_HALF_AN_HOUR_ON), "rollout"
+    ),
     "a run whose trainer has never had its GPUs": without(
         healthy({**NO_ENGINE, "dapod_buffer_policy_version": steady(-1)}), "trainer"
     ),

@@ -53,9 +53,32 @@ def test_the_pod_monitor_gives_the_jobs_that_the_rules_name() -> None:
     (monitor,) = of_kind(manifests, "PodMonitor")
     (expression,) = monitor["spec"]["selector"]["matchExpressions"]
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    (relabeling,) = endpoint["relabelings"]
-    assert relabeling["targetLabel"] == "job"
+    (relabeling,) = [one for one in endpoint["relabelings"] if one.get("targetLabel") == "job"]
     jobs = {relabeling["replacement"].replace("$1", value) for value in expression["values"]}
     (rule,) = of_kind(manifests, "PrometheusRule")
     named_jobs = set(re.findall(r'job="(dapod-[a-z]+)"', json.dumps(rule).replace('\\"', '"')))
     assert named_jobs and named_jobs <= jobs
+
+
+def test_pods_that_cannot_answer_yet_and_ranks_that_serve_nothing_are_no_targets() -> None:
+    (monitor,) = of_kind(build("cpu-demo", "monitoring"), "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    label = "__meta_kubernetes_pod"
+    index = f"{label}_label_batch_kubernetes_io_job_completion_index"
+    pods = {
+        ("Running", ""): True,
+        ("Running", "0"): True,
+        ("Running", "1"): False,
+        ("Running", "10"): False,
+        ("Pending", "0"): False,
+        ("Pending", ""): False,
+    }
+    for (phase, completion), kept in pods.items():
+        labels = {f"{label}_phase": phase, index: completion}
+        dropped = [
+            one
+            for one in endpoint["relabelings"]
+            if one.get("action") == "drop"
+            and re.fullmatch(one["regex"], ";".join(labels[name] for name in one["sourceLabels"]))
+        ]
+        assert (not dropped) == kept, (phase, completion)

@@ -34,6 +34,9 @@ if args.lineage == get('policy_lineage') and number('policy_number') > step then
   return refused('lineage %s is at v%d already', args.lineage, number('policy_number'))
 end
 
+-- A trainer of before is gone: not its first start, and not this call repeated.
+if get('policy_lineage') and get('policy_lineage') ~= args.lineage then count('total.resumes', 1) end
+
 -- What the checkpoint says was trained comes first: it may take groups from the steps to replay.
 local replay, dissolved, lost = {}, {}, false
 for i, entry in ipairs(args.ledger) do
