@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from dapod.cli import scratch
 from dapod.cli.fleet import ServiceSpec
 from dapod.cli.processes import SERVICE, TOKEN, kill_all
 
@@ -21,6 +22,7 @@ class Child:
         self.spec = spec
         self.log = log
         self._identity = {TOKEN: token, SERVICE: spec.name}
+        temporary = {scratch.VARIABLE: str(scratch.directory_of(token))}
         self._began_at = log.stat().st_size if log.exists() else 0
         self.started = time.monotonic()
         with log.open("ab") as output:
@@ -29,7 +31,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**spec.environment, **self._identity},
+                env={**spec.environment, **temporary, **self._identity},
                 start_new_session=True,
             )
 

@@ -1,4 +1,7 @@
-"""The runner's hold on its reaper: starts it first, another when it dies, lets it go last."""
+"""The runner's hold on its reaper: starts it first, another when it dies, lets it go last.
+
+In between there is a directory for temporary files, which goes with the reaper (`scratch`).
+"""
 
 import os
 import subprocess
@@ -6,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from dapod.cli import scratch
 from dapod.cli.processes import SERVICE, TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +30,7 @@ class Guard:
 
     def __enter__(self) -> "Guard":
         self._reaper = self._start()
+        scratch.make(self._token)
         return self
 
     def check(self) -> bool:

@@ -21,7 +21,7 @@ from dapod.cli.supervisor import TooManyRestarts
 def run(request: Request) -> int:
     """Returns the exit status. Raises `ConfigError` for what the user must change."""
     prepared = prepare(request)
-    with prepared.directory.locked() as lock:
+    with prepared.directory.locked() as lock, prepared.directory.gone_when_refused():
         prepared.directory.open(prepared.config, prepared.redis)
         _log_to(prepared.directory.logs / "runner.log")
         return _run(request, prepared, lock)

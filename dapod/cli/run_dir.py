@@ -8,10 +8,11 @@
 
 import json
 import secrets
+import shutil
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,19 @@ class RunDirectory:
                 "created_unix": time.time(),
             }
             (self.path / "run.json").write_text(json.dumps(body, indent=1) + "\n")
+
+    @contextmanager
+    def gone_when_refused(self) -> Iterator[None]:
+        """Around a run: one that a service refuses before its first step leaves no directory.
+
+        Nothing of it could be gone on with, and the next start would have to be given another name.
+        """
+        try:
+            yield
+        except ConfigError:
+            if not self.resumed and not self.steps_file.exists():
+                shutil.rmtree(self.path)
+            raise
 
     def locked(self) -> AbstractContextManager[int]:
         """Holds the directory; gives the lock's descriptor. Raises `ConfigError`."""

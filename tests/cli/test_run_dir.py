@@ -66,3 +66,25 @@ def test_the_lock_is_free_again_afterwards(config: RunConfig, tmp_path: Path) ->
         assert (directory.path / ".lock").read_text() == str(os.getpid())
     with directory.locked():
         pass
+
+
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_directory(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    directory = begin(config, tmp_path / "runs")
+    with pytest.raises(ConfigError, match="no such verifier"), directory.gone_when_refused():
+        raise ConfigError("no such verifier")
+    assert not directory.path.exists()
+
+
+def test_what_was_trained_stays_and_so_does_what_crashed(config: RunConfig, tmp_path: Path) -> None:
+    trained, crashed = (begin(config, tmp_path / "runs") for _ in range(2))
+    trained.steps_file.write_text("{}\n")
+    with pytest.raises(ConfigError), trained.gone_when_refused():
+        raise ConfigError("full")
+    with pytest.raises(RuntimeError), crashed.gone_when_refused():
+        raise RuntimeError("a bug")
+    again = choose(config, given=crashed.path, resume=True, redis="embedded")
+    with pytest.raises(ConfigError), again.gone_when_refused():
+        raise ConfigError("gone on with")
+    assert trained.path.exists() and crashed.path.exists()

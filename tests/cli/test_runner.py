@@ -188,3 +188,28 @@ def test_the_addresses_of_a_run_are_written_down_while_it_runs(start, tmp_path: 
     run.process.send_signal(signal.SIGINT)
     run.finish()
     assert not file.exists()
+
+
+LEAVES_A_SOCKET = f"""
+import os, pathlib, socket, tempfile
+path = os.path.join(tempfile.gettempdir(), '1c621e81-1bee-4cfd-967b-2e8cc1c28edb')
+assert os.path.dirname(path) == os.environ['TMPDIR'] and len(path) < 108, path
+socket.socket(socket.AF_UNIX).bind(path)
+pathlib.Path(os.environ['RUN_DIR'], 'temporary').write_text(os.environ['TMPDIR'])
+print('up', flush=True)
+{SLEEP}
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_temporary_files_of_killed_services_go_with_the_run(
+    start, tmp_path: Path, monkeypatch, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("RUN_DIR", str(tmp_path))
+    run = start(valkey=LEAVES_A_SOCKET, trainer=SLEEP)
+    run.wait_for("valkey")
+    temporary = Path((tmp_path / "temporary").read_text())
+    assert len(list(temporary.iterdir())) == 1
+    run.process.send_signal(number)
+    wait_until(lambda: not temporary.exists(), "the directory is removed")
+    wait_until(lambda: not run.alive(), "nothing is alive")
