@@ -3,16 +3,17 @@
 A gRPC channel shows one certificate all its life, and there is no way to give it another
 (grpc#15735). So this one is a row of channels: each call looks whether the files have changed, and
 goes out on a new channel if they have; the one before is left to the calls that run on it, then
-closed. Unary calls only, as all of ours are.
+closed.
 """
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
@@ -22,7 +23,42 @@ LAST_CALL_SECONDS = 600.0
 """When a channel of the certificate before is closed: no call between services takes longer."""
 
 
-class RenewedChannel(grpc.Channel):
+class _Method:
+    """A method of whatever channel is the current one when it is called."""
+
+    def __init__(self, method: Callable[[], Any]) -> None:
+        self._method = method
+
+    def __call__(self, *request: Any, **options: Any) -> Any:
+        return self._method()(*request, **options)
+
+    def with_call(self, *request: Any, **options: Any) -> Any:
+        return self._method().with_call(*request, **options)
+
+    def future(self, *request: Any, **options: Any) -> Any:
+        return self._method().future(*request, **options)
+
+
+class _Methods(abc.ABC):
+    """Stubs are made once; what they hold looks for the current channel at every call."""
+
+    @abc.abstractmethod
+    def current(self) -> Any: ...
+
+    def unary_unary(self, *method: Any, **options: Any) -> Any:
+        return _Method(lambda: self.current().unary_unary(*method, **options))
+
+    def unary_stream(self, *method: Any, **options: Any) -> Any:
+        return _Method(lambda: self.current().unary_stream(*method, **options))
+
+    def stream_unary(self, *method: Any, **options: Any) -> Any:
+        return _Method(lambda: self.current().stream_unary(*method, **options))
+
+    def stream_stream(self, *method: Any, **options: Any) -> Any:
+        return _Method(lambda: self.current().stream_stream(*method, **options))
+
+
+class RenewedChannel(_Methods, grpc.Channel):
     """`make` opens a channel with an identity. Any thread may call."""
 
     def __init__(self, tls: Tls, make: Callable[[Identity], grpc.Channel]) -> None:
@@ -35,8 +71,8 @@ class RenewedChannel(grpc.Channel):
 
     def current(self) -> grpc.Channel:
         """The channel with the certificate of now."""
-        identity = self._tls.identity
         with self._lock:
+            identity = self._tls.identity
             if identity is not self._identity:
                 self._retire(self._channel)
                 self._identity, self._channel = identity, self._make(identity)
@@ -48,9 +84,6 @@ class RenewedChannel(grpc.Channel):
         closing.start()
         self._retired = [(timer, old) for timer, old in self._retired if timer.is_alive()]
         self._retired.append((closing, channel))
-
-    def unary_unary(self, *method: Any, **options: Any) -> Any:
-        return _Unary(lambda: self.current().unary_unary(*method, **options))
 
     def subscribe(self, callback: Any, try_to_connect: bool = False) -> None:
         self.current().subscribe(callback, try_to_connect)
@@ -71,29 +104,8 @@ class RenewedChannel(grpc.Channel):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def unary_stream(self, *_: Any, **__: Any) -> NoReturn:
-        raise NotImplementedError("unary calls only")
 
-    stream_unary = stream_stream = unary_stream
-
-
-class _Unary:
-    """A method of whatever channel is the current one when it is called."""
-
-    def __init__(self, method: Callable[[], grpc.UnaryUnaryMultiCallable[Any, Any]]) -> None:
-        self._method = method
-
-    def __call__(self, *request: Any, **options: Any) -> Any:
-        return self._method()(*request, **options)
-
-    def with_call(self, *request: Any, **options: Any) -> Any:
-        return self._method().with_call(*request, **options)
-
-    def future(self, *request: Any, **options: Any) -> Any:
-        return self._method().future(*request, **options)
-
-
-class RenewedAioChannel(grpc.aio.Channel):
+class RenewedAioChannel(_Methods, grpc.aio.Channel):
     """The asyncio form of `RenewedChannel`, for one event loop."""
 
     def __init__(self, tls: Tls, make: Callable[[Identity], grpc.aio.Channel]) -> None:
@@ -112,11 +124,6 @@ class RenewedAioChannel(grpc.aio.Channel):
             closing.add_done_callback(self._retired.pop)
             self._identity, self._channel = identity, self._make(identity)
         return self._channel
-
-    def unary_unary(
-        self, *method: Any, **options: Any
-    ) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
-        return _AioUnary(lambda: self.current().unary_unary(*method, **options))
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         return self.current().get_state(try_to_connect)
@@ -140,18 +147,3 @@ class RenewedAioChannel(grpc.aio.Channel):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    def unary_stream(self, *_: Any, **__: Any) -> NoReturn:
-        raise NotImplementedError("unary calls only")
-
-    stream_unary = stream_stream = unary_stream
-
-
-class _AioUnary(grpc.aio.UnaryUnaryMultiCallable[Any, Any]):
-    """A method of whatever channel is the current one when it is called."""
-
-    def __init__(self, method: Callable[[], grpc.aio.UnaryUnaryMultiCallable[Any, Any]]) -> None:
-        self._method = method
-
-    def __call__(self, *request: Any, **options: Any) -> Any:
-        return self._method()(*request, **options)

@@ -60,7 +60,7 @@ class Tls:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._stamp = self._look()
         self._identity = self._read()
 
@@ -84,11 +84,12 @@ class Tls:
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
             nonlocal seen
-            now = self.identity
-            if now is seen:
-                return None  # no change
-            seen = now
-            return now.for_servers()
+            with self._lock:  # of two connections at once, the later must not bring the old back
+                now = self.identity
+                if now is seen:
+                    return None  # no change
+                seen = now
+                return now.for_servers()
 
         return grpc.dynamic_ssl_server_credentials(
             seen.for_servers(),
