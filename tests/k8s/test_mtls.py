@@ -3,9 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from dapod import rpc
 from dapod.environment import Environment
+from dapod.tls import Tls
+from tests.dapod.certificates import CALL, SERVE, Authority
 from tests.k8s.manifests import (
     COMBINATIONS,
     Combination,
@@ -128,6 +133,45 @@ def test_certificates_are_renewed_long_before_they_end_and_outlived_by_their_aut
         assert 168 <= hours(spec["renewBefore"]) < hours(spec["duration"]) / 2
         assert hours(spec["duration"]) < hours(authority["duration"]) / 3
         assert spec["privateKey"]["rotationPolicy"] == "Always"
+
+
+def answered(server: Tls, name: str, caller: Tls) -> bool:
+    """Whether `caller` gets an answer from `server`, which it calls `name`."""
+    listening = rpc.RpcServer(threads=1, tls=server)
+    port = listening.start("127.0.0.1", 0)
+    options = [("grpc.ssl_target_name_override", name)]
+    credentials = caller.identity.for_channels()
+    try:
+        with grpc.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        return True
+    except grpc.RpcError as error:
+        assert rpc.status(error) is grpc.StatusCode.UNAVAILABLE
+        return False
+    finally:
+        listening.stop(0)
+
+
+def test_such_certificates_let_callers_in_and_nobody_pass_for_another(tmp_path: Path) -> None:
+    """Real ones, as they are asked of cert-manager, in our own servers and channels."""
+    manifests, authority = build("cpu-demo", "mtls"), Authority()
+    known = {"server auth": SERVE, "client auth": CALL}
+    has = {}
+    for component in SERVICES:
+        spec = own(manifests, by_component(manifests)[component])
+        authority.issue(
+            tmp_path / component,
+            names=spec["dnsNames"],
+            addresses=spec.get("ipAddresses", []),
+            usages=[known[usage] for usage in spec["usages"] if usage in known],
+        )
+        has[component] = Tls(tmp_path / component)
+    for name in ("buffer", "reward"):
+        let_in = {caller for caller in SERVICES if answered(has[name], name, has[caller])}
+        assert let_in == {"rollout", "trainer"}
+        for impostor in SERVICES - {name}:
+            assert not answered(has[impostor], name, has["rollout"]), f"{impostor} as {name}"
 
 
 def test_grpc_probes_ask_the_port_that_wants_no_certificate(manifests: Manifests) -> None:
