@@ -1,5 +1,6 @@
 """Mutual TLS over real gRPC on loopback: who is answered, who is believed, what a rotation does."""
 
+import ast
 import asyncio
 import logging
 import shutil
@@ -355,6 +356,18 @@ def test_the_health_port_answers_in_plaintext_and_nothing_but_health(files: Path
         assert rpc.status(caught.value) is grpc.StatusCode.UNIMPLEMENTED
     finally:
         server.stop(0)
+
+
+def test_no_service_opens_a_channel_or_a_server_without_its_certificate() -> None:
+    opening = {"RpcServer", "rpc.bind", "channel", "rpc.channel", "rpc.aio_channel"}
+    opened = [
+        ast.unparse(call)
+        for file in (Path(__file__).parents[2] / "services").rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in opening
+    ]
+    assert len(opened) >= 6, opened
+    assert [call for call in opened if "tls" not in call] == []
 
 
 def test_a_health_port_in_use_is_one_sentence(files: Path) -> None:
