@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dapod import rpc
@@ -13,6 +14,7 @@ from dapod.tls import Tls
 from tests.dapod.certificates import CALL, SERVE, Authority
 from tests.k8s.manifests import (
     COMBINATIONS,
+    K8S,
     Combination,
     Manifest,
     Pod,
@@ -133,6 +135,15 @@ def test_certificates_are_renewed_long_before_they_end_and_outlived_by_their_aut
         assert 168 <= hours(spec["renewBefore"]) < hours(spec["duration"]) / 2
         assert hours(spec["duration"]) < hours(authority["duration"]) / 3
         assert spec["privateKey"]["rotationPolicy"] == "Always"
+
+
+def test_a_trainer_that_is_a_job_set_gets_what_one_that_is_a_job_gets() -> None:
+    folder = K8S / "components" / "mtls"
+    pod = yaml.safe_load((folder / "trainer.yaml").read_text())["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    wanted = [container["env"], container["volumeMounts"], pod["volumes"]]
+    operations = yaml.safe_load((folder / "trainer-jobset.yaml").read_text())
+    assert [[operation["value"]] for operation in operations] == wanted
 
 
 def answered(server: Tls, name: str, caller: Tls) -> bool:
