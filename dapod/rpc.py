@@ -2,9 +2,8 @@
 
 Messages are unary and capped; connections are re-made every few minutes, so new pods behind a
 headless Service are found (grpc#12295). Given a `Tls` they are encrypted, and both sides show who
-they are. Every call has a deadline. `Patience` repeats a call while
-the other side is away, and says so; only calls that carry their own idempotency key may use it, and
-all of ours do.
+they are. Every call has a deadline. `Patience` repeats a call while the other side is away, and
+says so; only calls that carry their own idempotency key may use it, and all of ours do.
 """
 
 from __future__ import annotations
@@ -109,14 +108,20 @@ class RpcServer:
         """Listens and serves; returns the port (of use when 0 was asked)."""
         bound = bind(self.grpc, host, port, tls=self._tls)
         if health_port is not None:
-            pool = ThreadPoolExecutor(1, thread_name_prefix="health")
-            self._probed = grpc.server(pool, options=_LISTENING)
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
-            self.health_port = bind(self._probed, host, health_port, variable="DAPOD_HEALTH_PORT")
-            self._probed.start()
+            self._probed = self._bind_health(host, health_port)
         self.grpc.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        if self._probed is not None:
+            self._probed.start()
         return bound
+
+    def _bind_health(self, host: str, port: int) -> grpc.Server:
+        """A second server for the same health: the kubelet's probes show no certificate."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="health")
+        probed = grpc.server(pool, options=_LISTENING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, probed)
+        self.health_port = bind(probed, host, port, variable="DAPOD_HEALTH_PORT")
+        return probed
 
     def stop(self, grace_seconds: float) -> None:
         """Says NOT_SERVING, lets running calls finish, then stops."""

@@ -106,7 +106,7 @@ async def test_and_so_they_do_in_an_event_loop(files: Path) -> None:
     reward_pb2_grpc.add_RewardServiceServicer_to_server(caller, server)
     port = rpc.bind(server, "127.0.0.1", 0, tls=tls)
     await server.start()
-    async with rpc.aio_channel(f"localhost:{port}", tls) as channel:
+    async with rpc.aio_channel(f"dns:///localhost:{port}", tls) as channel:
         await channel.channel_ready()
         await reward_pb2_grpc.RewardServiceStub(channel).Score(REQUEST, timeout=10)
     await server.stop(0)
