@@ -6,6 +6,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+from cloudcoil.models.cert_manager.v1 import Certificate, Issuer
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 from kubernetes_validate.utils import all_versions
@@ -15,6 +16,8 @@ from tests.k8s.manifests import COMPONENTS, K8S, OVERLAYS, Manifest, build, of_k
 
 NEWEST = list(dict.fromkeys(all_versions()))[-3:]
 TYPED: dict[tuple[str, str], type[BaseModel]] = {
+    ("cert-manager.io/v1", "Certificate"): Certificate,
+    ("cert-manager.io/v1", "Issuer"): Issuer,
     ("keda.sh/v1alpha1", "ScaledObject"): ScaledObject,
     ("monitoring.coreos.com/v1", "PodMonitor"): PodMonitor,
     ("monitoring.coreos.com/v1", "PrometheusRule"): PrometheusRule,
