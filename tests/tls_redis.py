@@ -7,22 +7,15 @@ certificates on loopback, and the server's own bytes behind them.
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import redis
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from dapod.cli import valkey
 from dapod.cli.ports import free_ports
@@ -31,58 +24,6 @@ HOST = "127.0.0.1"
 PASSWORD = "k9/Zc#mQ@2x"
 """With characters that a URL must write otherwise."""
 _BYTES = 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Signed:
-    """A certificate and its key, and for an authority the means to sign others."""
-
-    certificate: Path
-    key: Path
-    made: x509.Certificate
-    private: ec.EllipticCurvePrivateKey
-
-
-def authority(folder: Path, name: str) -> Signed:
-    """Signs itself."""
-    return _sign(folder, name, None)
-
-
-def certificate(folder: Path, name: str, by: Signed) -> Signed:
-    """For the address of loopback."""
-    return _sign(folder, name, by)
-
-
-def _sign(folder: Path, name: str, by: Signed | None) -> Signed:
-    private = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(by.made.subject if by else subject)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
-    )
-    if by:
-        address = x509.IPAddress(ipaddress.ip_address(HOST))
-        builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
-    made = builder.sign(by.private if by else private, hashes.SHA256())
-    signed = Signed(
-        certificate=folder / f"{name}.crt", key=folder / f"{name}.key", made=made, private=private
-    )
-    signed.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    signed.key.write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return signed
 
 
 class GuardedValkey:
@@ -119,13 +60,15 @@ class GuardedValkey:
 
 
 @contextmanager
-def tls_in_front_of(port: int, own: Signed, clients: Signed | None = None) -> Iterator[int]:
-    """The port where TLS is spoken; with `clients`, only to those whose certificate that one
-    signed."""
+def tls_in_front_of(port: int, own: Path, *, asks_clients: bool = False) -> Iterator[int]:
+    """The port where TLS is spoken, with the files of `own` (`certificates.Authority`).
+
+    With `asks_clients`, only to those whose certificate the same authority signed.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(own.certificate, own.key)
-    if clients:
-        context.load_verify_locations(clients.certificate)
+    context.load_cert_chain(own / "tls.crt", own / "tls.key")
+    if asks_clients:
+        context.load_verify_locations(own / "ca.crt")
         context.verify_mode = ssl.CERT_REQUIRED
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="tls")

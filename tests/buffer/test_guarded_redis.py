@@ -19,15 +19,8 @@ from tests.buffer.test_main import needs_model, running
 from tests.buffer.test_metrics import registry_of, value
 from tests.buffer.world import World, repository
 from tests.cli.waiting import wait_until
-from tests.tls_redis import (
-    HOST,
-    PASSWORD,
-    GuardedValkey,
-    Signed,
-    authority,
-    certificate,
-    tls_in_front_of,
-)
+from tests.dapod.certificates import Authority
+from tests.tls_redis import HOST, PASSWORD, GuardedValkey, tls_in_front_of
 
 DOCS = (repository() / "docs" / "kubernetes.md").read_text()
 COMPONENT = repository() / "k8s" / "components" / "external-redis" / "kustomization.yaml"
@@ -58,14 +51,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(folder: Path) -> Signed:
-    return authority(folder, "ours")
+def ours(folder: Path) -> Path:
+    """The server's certificate, for an address and no name, with the authority it is from."""
+    Authority("ours").issue(folder / "ours", names=())
+    return folder / "ours"
 
 
 @pytest.fixture(scope="module")
-def theirs(folder: Path) -> Signed:
-    """Somebody else's authority."""
-    return authority(folder, "theirs")
+def theirs(folder: Path) -> Path:
+    """Somebody else's."""
+    Authority("theirs").issue(folder / "theirs")
+    return folder / "theirs"
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +73,9 @@ def valkey(folder: Path) -> Iterator[GuardedValkey]:
 
 
 @pytest.fixture(scope="module")
-def port(valkey: GuardedValkey, folder: Path, ours: Signed) -> Iterator[int]:
+def port(valkey: GuardedValkey, ours: Path) -> Iterator[int]:
     """Where it speaks TLS."""
-    with tls_in_front_of(valkey.port, certificate(folder, "server", ours)) as port:
+    with tls_in_front_of(valkey.port, ours) as port:
         yield port
 
 
@@ -90,8 +86,8 @@ def empty(valkey: GuardedValkey) -> None:
 
 
 @pytest.mark.usefixtures("empty")
-def test_a_run_needs_no_more_than_the_documented_rights_and_url(port: int, ours: Signed) -> None:
-    url = documented_url(port, ours.certificate)
+def test_a_run_needs_no_more_than_the_documented_rights_and_url(port: int, ours: Path) -> None:
+    url = documented_url(port, ours / "ca.crt")
     redis_ping.check(url)
     with connect(url) as client:
         world = World(client)
@@ -123,9 +119,9 @@ def test_the_documented_rights_cover_every_command_of_every_script(valkey: Guard
 
 @pytest.mark.usefixtures("empty")
 def test_metrics_of_a_guarded_redis_go_and_come_back_with_it(
-    port: int, ours: Signed, valkey: GuardedValkey
+    port: int, ours: Path, valkey: GuardedValkey
 ) -> None:
-    with connect(documented_url(port, ours.certificate)) as client:
+    with connect(documented_url(port, ours / "ca.crt")) as client:
         world = World(client)
         registry = registry_of(world)
         world.resume(0)
@@ -145,18 +141,16 @@ def test_metrics_of_a_guarded_redis_go_and_come_back_with_it(
 
 
 def test_a_server_may_ask_for_a_certificate_of_ours(
-    folder: Path, valkey: GuardedValkey, ours: Signed, theirs: Signed
+    valkey: GuardedValkey, ours: Path, theirs: Path
 ) -> None:
-    own = certificate(folder, "mutual", ours)
-    buffer = certificate(folder, "buffer", ours)
-    with tls_in_front_of(valkey.port, own, clients=ours) as port:
-        plain = documented_url(port, ours.certificate)
-        url = f"{plain}&ssl_certfile={buffer.certificate}&ssl_keyfile={buffer.key}"
+    with tls_in_front_of(valkey.port, ours, asks_clients=True) as port:
+        plain = documented_url(port, ours / "ca.crt")
+        url = f"{plain}&ssl_certfile={ours}/tls.crt&ssl_keyfile={ours}/tls.key"
         redis_ping.check(url)
         connect(url).close()
         for refused in (
             plain,
-            f"{plain}&ssl_certfile={theirs.certificate}&ssl_keyfile={theirs.key}",
+            f"{plain}&ssl_certfile={theirs}/tls.crt&ssl_keyfile={theirs}/tls.key",
         ):
             with pytest.raises(ConfigError):
                 redis_ping.check(refused)
@@ -182,7 +176,7 @@ MISTAKES: dict[str, tuple[Callable[[str], str], str]] = {
         "/ is written %2F",
     ),
     "somebody else's authority": (
-        lambda url: url.replace("ours.crt", "theirs.crt"),
+        lambda url: url.replace("ours/ca", "theirs/ca"),
         "name the file of its authority with ?ssl_ca_certs=FILE",
     ),
     "no authority": (
@@ -190,12 +184,12 @@ MISTAKES: dict[str, tuple[Callable[[str], str], str]] = {
         "name the file of its authority with ?ssl_ca_certs=FILE",
     ),
     "a file that is not there": (
-        lambda url: url.replace("ours.crt", "nothing.crt"),
+        lambda url: url.replace("ca.crt", "nothing.crt"),
         "nothing.crt holds no certificates that can be read (No such file or directory)",
     ),
     "a key for a certificate": (
-        lambda url: url.replace("ours.crt", "ours.key"),
-        "ours.key holds no certificates that can be read",
+        lambda url: url.replace("ca.crt", "tls.key"),
+        "tls.key holds no certificates that can be read",
     ),
     "another name": (
         lambda url: url.replace(HOST, "localhost"),
@@ -208,10 +202,10 @@ MISTAKES: dict[str, tuple[Callable[[str], str], str]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("who", ["buffer", "dapod run"])
 def test_a_mistake_is_named_and_no_password(
-    who: str, mistake: str, port: int, ours: Signed, theirs: Signed
+    who: str, mistake: str, port: int, ours: Path, theirs: Path
 ) -> None:
     spoil, sentence = MISTAKES[mistake]
-    url = spoil(documented_url(port, ours.certificate))
+    url = spoil(documented_url(port, ours / "ca.crt"))
     with pytest.raises(ConfigError) as refusal:
         if who == "buffer":
             connect(url, patience_seconds=0.1)
@@ -222,9 +216,9 @@ def test_a_mistake_is_named_and_no_password(
     assert not [secret for secret in (*_forms(PASSWORD), "wr0ngpass") if secret in said]
 
 
-def test_a_server_that_speaks_no_tls_is_named(valkey: GuardedValkey, ours: Signed) -> None:
+def test_a_server_that_speaks_no_tls_is_named(valkey: GuardedValkey, ours: Path) -> None:
     with pytest.raises(ConfigError, match="no answer to PING"):
-        redis_ping.check(documented_url(valkey.port, ours.certificate))
+        redis_ping.check(documented_url(valkey.port, ours / "ca.crt"))
 
 
 @pytest.mark.parametrize("missing", ["+info", "+@hash", "+@scripting"])
@@ -263,9 +257,9 @@ def test_rights_that_go_while_it_runs_are_waited_for(tmp_path: Path) -> None:
 
 
 @needs_model
-def test_a_service_behind_a_password_shows_it_nowhere(port: int, ours: Signed) -> None:
+def test_a_service_behind_a_password_shows_it_nowhere(port: int, ours: Path) -> None:
     (ops,) = free_ports(1)
-    url = documented_url(port, ours.certificate)
+    url = documented_url(port, ours / "ca.crt")
     with running(url, ops_port=ops) as process:
         assert process.stderr is not None
         logged = []
@@ -283,9 +277,9 @@ def test_a_service_behind_a_password_shows_it_nowhere(port: int, ours: Signed) -
 
 
 @needs_model
-def test_a_wrong_password_ends_the_service_with_status_2(port: int, ours: Signed) -> None:
+def test_a_wrong_password_ends_the_service_with_status_2(port: int, ours: Path) -> None:
     spoil, sentence = MISTAKES["a wrong password"]
-    with running(spoil(documented_url(port, ours.certificate))) as process:
+    with running(spoil(documented_url(port, ours / "ca.crt"))) as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 2, said
     last = said.splitlines()[-1]
