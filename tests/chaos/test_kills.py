@@ -130,23 +130,35 @@ def test_the_last_policy_equals_bit_for_bit_that_of_an_uninterrupted_run(
     assert interrupted.tensors == uninterrupted.tensors
 
 
-def test_a_killed_runner_leaves_nothing_running_and_its_run_can_go_on(
+def test_a_killed_runner_leaves_nothing_running_and_its_run_goes_on_with_one_more_rollout(
     tmp_path: Path, model: Path
 ) -> None:
-    settings = {**SMALL, "trainer.checkpoint_every_steps": 1}
+    """Two ranks of ZeRO-3 all along, so that their checkpoint is what it goes on from."""
+    settings = {
+        **SMALL,
+        "trainer.ranks": 2,
+        "trainer.zero_stage": 3,
+        "trainer.checkpoint_every_steps": 1,
+        # Few at a time, so that no rollout has done all the work before the other has started.
+        "rollout.groups_in_flight": 2,
+    }
     directory = tmp_path / "run"
     with LiveRun.start(directory, steps=3, settings=settings) as run:
         run.wait(lambda: run.checkpointed() == 1, "the first step is in a checkpoint")
         run.kill_runner()
         run.wait_until_nothing_is_left(seconds=15)
         first = run.rows()[0]
-    with LiveRun.start(directory, steps=3, settings=settings, resume=True) as run:
+    again = LiveRun.start(directory, steps=4, rollouts=2, settings=settings, resume=True)
+    with again as run:
         end = run.wait_until_ended(seconds=600)
         assert end.status == 0, run.story()
-        assert [row["step"] for row in run.rows()] == [0, 1, 2]
+        assert [row["step"] for row in run.rows()] == [0, 1, 2, 3]
         assert run.rows()[0] == first
         assert run.left_behind() == []
+        for rollout in ("rollout-1", "rollout-2"):
+            assert "group=" in run.log(rollout), f"{rollout} has worked on no group"
     assert json.loads((directory / "summary.json").read_text())["conservation_error"] == 0
+    assert newest_policy(directory).policy.number == 4
 
 
 def test_ctrl_c_while_the_engine_starts_stops_everything_and_says_how_to_go_on(

@@ -25,8 +25,13 @@ from tests.deploy.promtool import DEPLOY
 
 INTERVAL = "2s"
 
+
+def has_prometheus() -> bool:
+    return shutil.which("prometheus") is not None
+
+
 needs_prometheus = pytest.mark.skipif(
-    shutil.which("prometheus") is None,
+    not has_prometheus(),
     reason="prometheus is not installed (Debian: apt-get install --no-install-recommends "
     "prometheus)",
 )
@@ -39,6 +44,7 @@ class LivePrometheus:
         self._url = f"http://127.0.0.1:{port}"
         self._log = log
         self.began = time.time()
+        self._last: float | None = None
 
     @classmethod
     @contextmanager
@@ -63,15 +69,23 @@ class LivePrometheus:
             process.terminate()
             process.wait(20)
 
+    def ask_no_later_than_now(self) -> None:
+        """From here on every question is about the time until this moment."""
+        self._last = time.time()
+
+    @property
+    def _now(self) -> str:
+        return str(self._last or time.time())
+
     def value(self, query: str) -> float | None:
         """One number now; None for nothing."""
-        found = self._ask("query", query=query)["result"]
+        found = self._ask("query", query=query, time=self._now)["result"]
         return float(found[0]["value"][1]) if found else None
 
     def has_data(self, query: str) -> bool:
         """Whether it gave a number at any moment since the start."""
         found = self._ask(
-            "query_range", query=query, start=str(self.began), end=str(time.time()), step="2"
+            "query_range", query=query, start=str(self.began), end=self._now, step="2"
         )
         return any(value != "NaN" for series in found["result"] for _, value in series["values"])
 

@@ -1,28 +1,21 @@
-"""A policy directory in somebody else's hands: plain transformers or a fresh vLLM, without dapod.
+"""A policy directory in somebody else's hands: plain transformers, without dapod.
 
     echo '{"messages": ["What is 2 + 2?"], "max_new_tokens": 16, "repeat": 2}' \
-        | python ask_policy.py transformers DIRECTORY
+        | python ask_policy.py DIRECTORY
 
 Samples at temperature 1 and prints a JSON list with the list of answers to each message.
 """
 
 import json
-import os
 import sys
 
 
-def main(library: str, directory: str) -> None:
+def main(directory: str) -> None:
     request = json.load(sys.stdin)
-    ask = {"transformers": ask_transformers, "vllm": ask_vllm}[library]
-    # vLLM writes to standard output too.
-    sys.stdout.flush()
-    answers_to, _ = os.dup(1), os.dup2(2, 1)
-    answers = ask(directory, request)
-    with os.fdopen(answers_to, "w") as stream:
-        json.dump(answers, stream)
+    json.dump(answers(directory, request), sys.stdout)
 
 
-def ask_transformers(directory, request):
+def answers(directory, request):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -47,26 +40,6 @@ def ask_transformers(directory, request):
     flat = tokenizer.batch_decode(new, skip_special_tokens=True)
     repeat = request["repeat"]
     return [flat[i : i + repeat] for i in range(0, len(flat), repeat)]
-
-
-def ask_vllm(directory, request):
-    from transformers import AutoTokenizer
-    from vllm import LLM, SamplingParams
-
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    prompts = [
-        {
-            "prompt_token_ids": tokenizer(_prompt(tokenizer, m), add_special_tokens=False)[
-                "input_ids"
-            ]
-        }
-        for m in request["messages"]
-    ]
-    sampling = SamplingParams(
-        n=request["repeat"], temperature=1.0, max_tokens=request["max_new_tokens"], seed=0
-    )
-    engine = LLM(model=directory, max_model_len=256, enforce_eager=True, max_num_seqs=64)
-    return [[o.text for o in answer.outputs] for answer in engine.generate(prompts, sampling)]
 
 
 def _prompt(tokenizer, message):

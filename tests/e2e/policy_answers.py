@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
 
 from dapod import config as configuration
 from dapod.cli.fleet import DEFAULTS
@@ -17,9 +16,7 @@ from tests.e2e.live_run import QUICKSTART
 _SECONDS = 240
 
 
-def accuracy(
-    library: Literal["transformers", "vllm"], policy: Path, *, questions: int, repeat: int
-) -> float:
+def accuracy(policy: Path, *, questions: int, repeat: int) -> float:
     """Share of correct answers at temperature 1, judged by the quickstart's own verifier."""
     config = configuration.load(QUICKSTART)
     rows = random.Random(1).sample(read_rows(config.data), questions)
@@ -29,11 +26,11 @@ def accuracy(
         "repeat": repeat,
     }
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("ask_policy.py")), library, str(policy)],
+        [sys.executable, str(Path(__file__).with_name("ask_policy.py")), str(policy)],
         input=json.dumps(request),
         capture_output=True,
         text=True,
-        env={**DEFAULTS, "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ},
+        env={**DEFAULTS, **os.environ},
         timeout=_SECONDS,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""`dapod evaluate` with the real engine and verifiers, killed half-way and gone on with."""
+"""`dapod evaluate` of a run, with the real engine and verifiers, killed half-way and gone on."""
 
 import json
 import os
@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.waiting import wait_until
+from tests.e2e.finished_run import Finished
 from tests.e2e.live_run import QUICKSTART, ROOT, read_rows
 from tests.e2e.run_processes import RunProcesses
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 PROBLEMS, SAMPLES = 16, 4
 READY_SECONDS = 240.0
@@ -24,14 +25,14 @@ READY_SECONDS = 240.0
 class Evaluation:
     """16 problems of the quickstart's, 4 answers each, two problems at a time."""
 
-    def __init__(self, model: Path, directory: Path) -> None:
+    def __init__(self, run_dir: Path, directory: Path) -> None:
         rows = (QUICKSTART.parent / "one_digit_arithmetic.jsonl").read_text().splitlines()
         data = directory / "sixteen.jsonl"
         data.write_text("\n".join(rows[::12][:PROBLEMS]) + "\n")
         self.out = directory / "out"
         self.processes = RunProcesses()
         self.arguments = [
-            *("--model", model, "--data", data, "--out", self.out, "--samples", SAMPLES),
+            *("--model", run_dir, "--data", data, "--out", self.out, "--samples", SAMPLES),
             *("--verifier", "integer", "--max-response-tokens", 16, "--top-p", 1.0),
             *("--set", "data.prompt_column=question"),
             *("--set", 'data.template="{prompt} Reply with only the number."'),
@@ -59,8 +60,10 @@ class Evaluation:
         return read_rows(self.out / "problems.jsonl")
 
 
-def test_killed_half_way_it_goes_on_and_asks_each_problem_once(model: Path, tmp_path: Path) -> None:
-    evaluation = Evaluation(model, tmp_path)
+def test_killed_half_way_it_goes_on_and_asks_each_problem_once(
+    finished: Finished, tmp_path: Path
+) -> None:
+    evaluation = Evaluation(finished.run_dir, tmp_path)
     with evaluation.running() as process:
         wait_until(lambda: len(evaluation.records()) >= 4, "a few problems", READY_SECONDS)
         evaluation.processes.note(process.pid)
@@ -78,7 +81,8 @@ def test_killed_half_way_it_goes_on_and_asks_each_problem_once(model: Path, tmp_
     assert sorted(record["problem"] for record in records) == list(range(PROBLEMS))
     summary = json.loads((evaluation.out / "summary.json").read_text())
     assert summary["answers_judged"] == PROBLEMS * SAMPLES
-    assert 0.0 <= summary["metrics"][f"avg@{SAMPLES}"]["value"] < 0.6
+    # The newest policy, in an engine that has seen no other: an empty one would answer nothing.
+    assert 0.05 < summary["metrics"][f"avg@{SAMPLES}"]["value"] <= 1.0
     _texts_say_what_was_counted(evaluation, records)
 
 

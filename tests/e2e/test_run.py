@@ -1,24 +1,18 @@
 """`dapod run` with everything real: Valkey, vLLM, DeepSpeed, gRPC and a pretrained model.
 
-One short run serves most tests: they look at what it said while it went on, and at what it left.
+The tests look at what it said while it went on, and at what it left.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dapod.policy_store import PolicyStore
-from tests.e2e.live_run import End, LiveRun, Page
+from tests.e2e.finished_run import PROMPTS, SERVICES, STEPS, Finished
 from tests.e2e.policy_answers import accuracy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-STEPS = 4
-SERVICES = ("buffer", "reward", "rollout", "trainer")
 DOCUMENTED = """
     step policy_version accuracy reward_mean response_tokens_mean truncated_ratio entropy_nats
     clip_fraction_low clip_fraction_high grad_norm loss learning_rate mismatch_kl_nats
@@ -27,53 +21,6 @@ DOCUMENTED = """
     tokens_trained staleness_mean staleness_max seconds_wait seconds_train seconds_publish
     seconds_evaluate seconds_total time_unix
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A run of four steps of two updates each, and what was seen of it."""
-
-    run_dir: Path
-    end: End
-    rows: list[dict[str, Any]]
-    not_ready: dict[str, Any]
-    """What /readyz of the rollout said while its engine started."""
-    pages: dict[tuple[str, str], Page]
-    """By service and path, after the first step."""
-    left: list[str]
-    """Processes."""
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Finished]:
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    settings = {"algorithm.prompts_per_update": 4}
-    with LiveRun.start(directory, steps=STEPS, settings=settings) as run:
-        not_ready: list[Page] = []
-        run.wait(lambda: _not_ready(run, not_ready), "the rollout says that it is not ready yet")
-        run.wait_for_steps(1)
-        pages = {
-            (service, path): page
-            for service in SERVICES
-            for path in ("/healthz", "/readyz", "/metrics", "/config")
-            if (page := run.page(service, path))
-        }
-        end = run.wait_until_ended()
-        assert end.status == 0, run.story()
-        yield Finished(
-            run_dir=directory,
-            end=end,
-            rows=run.rows(),
-            not_ready=not_ready[0].json,
-            pages=pages,
-            left=run.left_behind(),
-        )
-
-
-def _not_ready(run: LiveRun, seen: list[Page]) -> bool:
-    page = run.page("rollout", "/readyz")
-    seen += [page] if page is not None and page.status == 503 else []
-    return bool(seen)
 
 
 def test_each_step_has_one_row_with_exactly_the_documented_keys(finished: Finished) -> None:
@@ -111,7 +58,7 @@ def test_the_summary_says_that_every_group_is_accounted_for(finished: Finished) 
     summary = json.loads((finished.run_dir / "summary.json").read_text())
     assert summary["steps"] == summary["steps_wanted"] == STEPS
     assert summary["conservation_error"] == 0
-    assert summary["groups"]["trained"] == 8 * STEPS
+    assert summary["groups"]["trained"] == PROMPTS * STEPS
     assert not any(summary["restarts"].values())
 
 
@@ -142,7 +89,10 @@ def test_every_service_serves_its_pages_while_the_run_goes_on(finished: Finished
     for service in SERVICES:
         assert finished.pages[service, "/healthz"].status == 200
         assert finished.pages[service, "/readyz"].json["activity"]
-        assert finished.pages[service, "/config"].json["algorithm"]["prompts_per_update"] == 4
+        assert (
+            finished.pages[service, "/config"].json["algorithm"]["prompts_per_update"]
+            == PROMPTS // 2
+        )
         names = _metric_names(finished.pages[service, "/metrics"].text)
         own = {name for name in names if name.startswith(f"dapod_{service}_")}
         assert len(own) > 5
@@ -162,42 +112,10 @@ def test_the_newest_policy_is_as_good_in_plain_transformers_as_the_log_says(
     finished: Finished,
 ) -> None:
     logged = [row["accuracy"] for row in finished.rows if row["accuracy"] is not None][-1]
+    store = PolicyStore(finished.run_dir / "policies")
+    newest = store.verify(store.versions()[-1])
     # 192 answers, and the log counts answers of the version before as well.
-    assert accuracy("transformers", _newest(finished), questions=96, repeat=2) > logged - 0.12
-
-
-def test_the_newest_policy_loads_in_a_fresh_vllm(finished: Finished) -> None:
-    assert accuracy("vllm", _newest(finished), questions=32, repeat=4) > 0.05
-
-
-def test_two_rollouts_feed_two_ranks_of_zero_3(tmp_path: Path, model: Path) -> None:
-    settings = {
-        "trainer.ranks": 2,
-        "trainer.zero_stage": 3,
-        "algorithm.group_size": 4,
-        # Few at a time, so that none has done all the work before the other has started.
-        "rollout.groups_in_flight": 2,
-    }
-    with LiveRun.start(tmp_path / "run", steps=2, rollouts=2, settings=settings) as run:
-        end = run.wait_until_ended(seconds=600)
-        assert end.status == 0, run.story()
-        assert [row["step"] for row in run.rows()] == [0, 1]
-        assert run.left_behind() == []
-        for rollout in ("rollout-1", "rollout-2"):
-            assert "group=" in run.log(rollout), f"{rollout} has worked on no group"
-    summary = json.loads((run.run_dir / "summary.json").read_text())
-    assert summary["conservation_error"] == 0
-    _verified(run.run_dir)
-
-
-def _newest(finished: Finished) -> Path:
-    return _verified(finished.run_dir)
-
-
-def _verified(run_dir: Path) -> Path:
-    """The newest policy's directory, every checksum recomputed."""
-    store = PolicyStore(run_dir / "policies")
-    return store.verify(store.versions()[-1])
+    assert accuracy(newest, questions=96, repeat=2) > logged - 0.12
 
 
 def _metric_names(text: str) -> set[str]:
