@@ -4,7 +4,8 @@ A container runs exactly that one command. It becomes torchrun's agent for the r
 the agents of several nodes meet on node 0 (`services.trainer.node`). Under a torchrun of yours each
 process is a rank at once and none of this happens. Nothing is started again here: one rank that
 ends badly ends all ranks of its node, those of the other nodes lose it in their next exchange and
-end as well, and whoever started the launchers starts all of them again.
+end as well, and whoever started the launchers starts all of them again
+(docs/decisions/0008-several-nodes.md).
 
 Exit status: 0 after a finished run and only then, 128 + its number after a signal (a Kubernetes Job
 would take 0 for the end of the run), 2 when the user must change something, else the rank's own.

@@ -4,6 +4,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dapod.heartbeat import Heartbeat
+from dapod.rpc import Patience
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import BEAT_SECONDS, Phases, longer
 from services.trainer.ranks import TIMEOUT
@@ -90,8 +91,9 @@ def test_an_exception_ends_a_phase_with_a_beat_too(heartbeat, clock):
     assert stuck_after(heartbeat, clock, BEAT_SECONDS)
 
 
-def test_the_bound_is_longer_than_a_poll_and_shorter_than_the_ranks_own_timeout():
-    assert POLL_SECONDS < BEAT_SECONDS < TIMEOUT.total_seconds()
+def test_the_bound_is_between_the_longest_call_to_the_buffer_and_the_ranks_own_timeout():
+    longest = Patience.give_up_seconds + Patience.timeout_seconds
+    assert POLL_SECONDS < longest < BEAT_SECONDS < TIMEOUT.total_seconds()
 
 
 def test_seconds_are_counted_by_phase_until_the_step_ends(heartbeat):
