@@ -9,6 +9,8 @@
 | DAPOD_REDIS_URL | redis://, rediss:// or unix:// of the buffer's state |
 | DAPOD_BUFFER_ADDRESS, DAPOD_REWARD_ADDRESS | host:port or dns:///name:port |
 | DAPOD_GRPC_PORT, DAPOD_OPS_PORT | where this service listens |
+| DAPOD_TLS_DIR | holds tls.crt, tls.key and ca.crt: gRPC over mutual TLS; default: plaintext |
+| DAPOD_HEALTH_PORT | gRPC's health service alone, always in plaintext; default: none |
 | DAPOD_LISTEN_HOST | the address to bind; default 127.0.0.1, in containers 0.0.0.0 |
 | DAPOD_WORKER_ID | a rollout's name; default: the host name |
 | DAPOD_TRAINER_NODES | on how many nodes the trainer's ranks are; default 1 |
@@ -91,6 +93,17 @@ class Environment:
     def optional_grpc_port(self) -> int | None:
         """For the rollout, whose gRPC service is for debugging only; unset means off."""
         return self.grpc_port if self.variables.get("DAPOD_GRPC_PORT") else None
+
+    @property
+    def health_port(self) -> int | None:
+        """Unset means none."""
+        return self._port("DAPOD_HEALTH_PORT") if self.variables.get("DAPOD_HEALTH_PORT") else None
+
+    @property
+    def tls_dir(self) -> Path | None:
+        """Unset means plaintext."""
+        given = self.variables.get("DAPOD_TLS_DIR")
+        return Path(given) if given else None
 
     @property
     def ops_port(self) -> int:

@@ -1,9 +1,9 @@
 """gRPC as every service uses it: servers, channels, deadlines, health, and patience.
 
 Messages are unary and capped; connections are re-made every few minutes, so new pods behind a
-headless Service are found (grpc#12295). Every call has a deadline. `Patience` repeats a call while
-the other side is away, and says so; only calls that carry their own idempotency key may use it, and
-all of ours do.
+headless Service are found (grpc#12295). Given a `Tls` they are encrypted, and both sides show who
+they are. Every call has a deadline. `Patience` repeats a call while the other side is away, and
+says so; only calls that carry their own idempotency key may use it, and all of ours do.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dapod.config import ConfigError
+from dapod.renewed import RenewedAioChannel, RenewedChannel
+from dapod.tls import Tls
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_CONNECTION_AGE_SECONDS = 300
@@ -92,23 +94,41 @@ class RpcServer:
     `register(server.grpc)` the servicers, then `start()`; `stop()` drains.
     """
 
-    def __init__(self, *, threads: int) -> None:
+    def __init__(self, *, threads: int, tls: Tls | None = None) -> None:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
         self.grpc = grpc.server(pool, options=_SERVER_OPTIONS)
+        self._tls = tls
         self._health = grpc_health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        self._probed: grpc.Server | None = None
+        self.health_port: int | None = None
+        """Where health alone is answered, in plaintext; None when nobody asked for it."""
 
-    def start(self, host: str, port: int) -> int:
+    def start(self, host: str, port: int, health_port: int | None = None) -> int:
         """Listens and serves; returns the port (of use when 0 was asked)."""
-        bound = bind(self.grpc, host, port)
+        bound = bind(self.grpc, host, port, tls=self._tls)
+        if health_port is not None:
+            self._probed = self._bind_health(host, health_port)
         self.grpc.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        if self._probed is not None:
+            self._probed.start()
         return bound
+
+    def _bind_health(self, host: str, port: int) -> grpc.Server:
+        """A second server for the same health: the kubelet's probes show no certificate."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="health")
+        probed = grpc.server(pool, options=_LISTENING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, probed)
+        self.health_port = bind(probed, host, port, variable="DAPOD_HEALTH_PORT")
+        return probed
 
     def stop(self, grace_seconds: float) -> None:
         """Says NOT_SERVING, lets running calls finish, then stops."""
         self._health.enter_graceful_shutdown()
         self.grpc.stop(grace_seconds).wait(grace_seconds + 1)
+        if self._probed is not None:
+            self._probed.stop(0).wait(1)
 
 
 def aio_server() -> grpc.aio.Server:
@@ -120,24 +140,45 @@ def aio_server() -> grpc.aio.Server:
     return grpc.aio.server(options=_LISTENING)
 
 
-def bind(server: grpc.Server | grpc.aio.Server, host: str, port: int) -> int:
-    """Binds `server`; a port in use is a `ConfigError`."""
+def bind(
+    server: grpc.Server | grpc.aio.Server,
+    host: str,
+    port: int,
+    *,
+    tls: Tls | None = None,
+    variable: str = "DAPOD_GRPC_PORT",
+) -> int:
+    """Binds `server`, in plaintext without `tls`; a port in use is a `ConfigError`."""
+    address = f"{host}:{port}"
     try:
-        return server.add_insecure_port(f"{host}:{port}")
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, tls.for_servers())
     except RuntimeError as error:
         raise ConfigError(
-            f"cannot listen on {host}:{port}: the port is in use; set DAPOD_GRPC_PORT to a free one"
+            f"cannot listen on {address}: the port is in use; set {variable} to a free one"
         ) from error
 
 
-def channel(address: str) -> grpc.Channel:
-    """A channel that reconnects by itself and spreads calls over all addresses."""
-    return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+def channel(address: str, tls: Tls | None = None) -> grpc.Channel:
+    """A channel that reconnects by itself and spreads calls over all addresses.
+
+    With `tls` the server's certificate must be for the host that `address` names.
+    """
+    if tls is None:
+        return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return RenewedChannel(
+        tls, lambda now: grpc.secure_channel(address, now.for_channels(), _CHANNEL_OPTIONS)
+    )
 
 
-def aio_channel(address: str) -> grpc.aio.Channel:
+def aio_channel(address: str, tls: Tls | None = None) -> grpc.aio.Channel:
     """The asyncio form of `channel`."""
-    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return RenewedAioChannel(
+        tls, lambda now: grpc.aio.secure_channel(address, now.for_channels(), _CHANNEL_OPTIONS)
+    )
 
 
 _AWAY = (
@@ -197,7 +238,9 @@ class Patience:
             raise error
         reason = f"waiting for the {self.who}: {status(error).name.lower()}"
         self.waiting(reason)
-        log.warning("%s (attempt %d, %.0f s so far)", reason, attempt + 1, waited)
+        log.warning(
+            "%s (attempt %d, %.0f s so far): %s", reason, attempt + 1, waited, error.details()
+        )
         return float(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
 
 

@@ -23,6 +23,7 @@ from dapod.config import ConfigError, RunConfig
 from dapod.environment import Environment
 from dapod.health import Health
 from dapod.ops import OpsServer, build_app
+from dapod.tls import Tls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class Service:
     """Set by SIGTERM and SIGINT: finish what is in hand and return from `serve`."""
     run_id: str
     config_digest: str = field(default="")
+    tls: Tls | None = None
+    """None: gRPC in plaintext."""
 
 
 def main(
@@ -81,8 +84,9 @@ def refuse(sentence: str) -> int:
 
 
 def build(name: str, environment: Environment) -> Service:
-    """Reads the config the environment names. Raises `ConfigError`."""
+    """Reads the config and the certificate the environment names. Raises `ConfigError`."""
     config = configuration.load(environment.config_path)
+    tls_dir = environment.tls_dir
     return Service(
         name=name,
         config=config,
@@ -92,6 +96,7 @@ def build(name: str, environment: Environment) -> Service:
         stop=threading.Event(),
         run_id=environment.run_id(config.run.name),
         config_digest=config.digest(),
+        tls=None if tls_dir is None else Tls(tls_dir),
     )
 
 

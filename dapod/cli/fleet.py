@@ -33,6 +33,10 @@ DEFAULTS = {
 }
 """Variables of every process, unless the user has set them."""
 
+LOOPBACK = {"DAPOD_LISTEN_HOST": HOST, "DAPOD_TLS_DIR": "", "DAPOD_HEALTH_PORT": ""}
+"""Variables of every process, whatever the user has set: they speak on this machine alone, in
+plaintext, and nobody probes them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSpec:
@@ -129,5 +133,5 @@ def _shared(plan: FleetPlan, grpc: Mapping[str, int]) -> dict[str, str]:
         "DAPOD_POLICY_DIR": str(plan.run_dir / "policies"),
         "DAPOD_BUFFER_ADDRESS": f"{HOST}:{grpc['buffer']}",
         "DAPOD_REWARD_ADDRESS": f"{HOST}:{grpc['reward']}",
-        "DAPOD_LISTEN_HOST": HOST,
+        **LOOPBACK,
     }

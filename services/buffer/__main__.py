@@ -42,7 +42,8 @@ def serve(service: Service) -> None:
     store.start(service.config_digest)
     server = _server(service, store, prompts, problems)
     service.registry.register(_collector(store, service))
-    port = server.start(service.environment.listen_host, service.environment.grpc_port)
+    environment = service.environment
+    port = server.start(environment.listen_host, environment.grpc_port, environment.health_port)
     log.info("answering on port %d: %d prompts, run %s", port, len(prompts), service.run_id)
     while not service.stop.is_set():
         _report(service, store, prompts)
@@ -54,7 +55,7 @@ def serve(service: Service) -> None:
 def _server(
     service: Service, store: Store, prompts: Prompts, problems: Problems | None
 ) -> RpcServer:
-    server = RpcServer(threads=THREADS)
+    server = RpcServer(threads=THREADS, tls=service.tls)
     servicer = BufferServicer(
         store=store,
         prompts=prompts,

@@ -40,9 +40,10 @@ def serve(service: Service) -> None:
 
 
 def _answer_until_stopped(service: Service, pool: VerifierPool, servicer: RewardServicer) -> None:
-    server = RpcServer(threads=THREADS)
+    server = RpcServer(threads=THREADS, tls=service.tls)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server.grpc)
-    port = server.start(service.environment.listen_host, service.environment.grpc_port)
+    environment = service.environment
+    port = server.start(environment.listen_host, environment.grpc_port, environment.health_port)
     logger.info("answering on port %d with %d workers", port, pool.workers)
     while not service.stop.wait(LOOK_UP_SECONDS):
         report(service.health, pool)

@@ -65,8 +65,8 @@ async def make_worker(service: Service, engine: VllmEngine) -> AsyncIterator[Wor
         health.waiting(reason)
 
     async with (
-        rpc.aio_channel(environment.buffer_address) as to_buffer,
-        rpc.aio_channel(environment.reward_address) as to_reward,
+        rpc.aio_channel(environment.buffer_address, service.tls) as to_buffer,
+        rpc.aio_channel(environment.reward_address, service.tls) as to_reward,
     ):
         buffer = BufferClient(
             stub=buffer_pb2_grpc.BufferServiceStub(to_buffer),
@@ -104,7 +104,7 @@ async def debugging(service: Service, engine: VllmEngine, worker: Worker) -> Asy
         health=service.health,
         groups_in_flight=lambda: worker.groups_in_flight,
     )
-    listening, _ = await server.start(servicer, port)
+    listening, _ = await server.start(servicer, port, service.tls)
     try:
         yield
     finally:

@@ -54,7 +54,7 @@ async def answer(service: Service, engine: Engine) -> None:
         health=service.health,
         groups_in_flight=lambda: 0,
     )
-    listening, _ = await server.start(servicer, service.environment.grpc_port)
+    listening, _ = await server.start(servicer, service.environment.grpc_port, service.tls)
     working = asyncio.create_task(_load_and_watch(service, engine))
     stopping = asyncio.create_task(stopped.wait())
     try:

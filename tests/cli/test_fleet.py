@@ -51,6 +51,12 @@ def test_what_the_user_has_set_is_kept() -> None:
     assert environment["PATH"] == "/bin"
 
 
+def test_a_deployments_certificate_is_left_alone_on_loopback() -> None:
+    made = specs({"DAPOD_TLS_DIR": "/dapod/tls", "DAPOD_HEALTH_PORT": "50052"})
+    buffer = Environment(variables=made["buffer"].environment)
+    assert buffer.tls_dir is None and buffer.health_port is None
+
+
 def test_ops_ports_begin_where_the_user_says() -> None:
     first = free_ports(1)[0]
     made = specs({"DAPOD_OPS_PORT": str(first)})

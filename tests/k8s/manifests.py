@@ -27,15 +27,31 @@ COMPONENTS = (
     "autoscaling-keda",
     "external-redis",
     "monitoring",
+    "mtls",
     "network-policies",
     "spot-rollouts",
 )
 TOGETHER = (
     ("network-policies", "monitoring"),
     ("network-policies", "external-redis"),
+    ("network-policies", "mtls"),
     ("monitoring", "autoscaling-keda", "spot-rollouts"),
-    ("network-policies", "monitoring", "autoscaling-hpa", "external-redis", "spot-rollouts"),
-    ("network-policies", "monitoring", "autoscaling-keda", "external-redis", "spot-rollouts"),
+    (
+        "network-policies",
+        "monitoring",
+        "autoscaling-hpa",
+        "external-redis",
+        "spot-rollouts",
+        "mtls",
+    ),
+    (
+        "network-policies",
+        "monitoring",
+        "autoscaling-keda",
+        "external-redis",
+        "spot-rollouts",
+        "mtls",
+    ),
 )
 
 Combination = tuple[str, ...]

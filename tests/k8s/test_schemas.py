@@ -7,6 +7,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+from cloudcoil.models.cert_manager.v1 import Certificate, Issuer
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
@@ -17,6 +18,8 @@ from tests.k8s.manifests import COMPONENTS, K8S, OVERLAYS, Manifest, build, jobs
 
 NEWEST = list(dict.fromkeys(all_versions()))[-3:]
 TYPED: dict[tuple[str, str], type[BaseModel]] = {
+    ("cert-manager.io/v1", "Certificate"): Certificate,
+    ("cert-manager.io/v1", "Issuer"): Issuer,
     ("keda.sh/v1alpha1", "ScaledObject"): ScaledObject,
     ("jobset.x-k8s.io/v1alpha2", "JobSet"): JobsetV1alpha2JobSet,
     ("monitoring.coreos.com/v1", "PodMonitor"): PodMonitor,

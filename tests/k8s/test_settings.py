@@ -103,11 +103,14 @@ def test_ports_are_those_that_the_services_open(manifests: Manifests) -> None:
             opened = {"ops": given.ops_port}
             if given.optional_grpc_port is not None:
                 opened["grpc"] = given.optional_grpc_port
+            if given.health_port is not None:
+                opened["health"] = given.health_port
             ports = {p["name"]: p["containerPort"] for p in pod.containers[0].get("ports", [])}
             assert ports == opened, pod.owner
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 port = pod.containers[0].get(probe, {}).get("grpc", {}).get("port")
-                assert port in (None, given.optional_grpc_port)
+                # Beside a certificate health has a port of its own: probes show none.
+                assert port in (None, opened.get("health" if given.tls_dir else "grpc"))
 
 
 def test_services_forward_to_ports_that_their_pods_name(manifests: Manifests) -> None:

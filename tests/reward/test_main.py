@@ -15,9 +15,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dapod.health import Health
 from dapod.rpc import channel
+from dapod.tls import Tls
 from dapod.v1 import reward_pb2, reward_pb2_grpc
 from services.reward.__main__ import report
 from services.reward.pool import VerifierPool
+from tests.dapod.certificates import Authority
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = (ROOT / "configs" / "quickstart.toml").read_text()
@@ -99,6 +101,40 @@ def test_it_serves_scores_and_pages_and_leaves_with_status_0(start, eventually):
     process.communicate(timeout=20)
     assert process.returncode == 0
     assert page(ops_port, "/healthz") == (0, "")
+
+
+def test_with_a_certificate_it_serves_over_tls_and_is_probed_in_plaintext(
+    start, eventually, tmp_path
+):
+    tls_dir, health_port = tmp_path / "tls", free_port()
+    Authority().issue(tls_dir)
+    process, grpc_port, ops_port = start(
+        DAPOD_TLS_DIR=str(tls_dir), DAPOD_HEALTH_PORT=str(health_port)
+    )
+    eventually(lambda: page(ops_port, "/readyz")[0] == 200, "the service is ready")
+    request = health_pb2.HealthCheckRequest()
+    for address, tls in ((grpc_port, Tls(tls_dir)), (health_port, None)):
+        with channel(f"127.0.0.1:{address}", tls) as connection:
+            stub = health_pb2_grpc.HealthStub(connection)
+            reply = stub.Check(request, timeout=20, wait_for_ready=True)
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+    check = subprocess.run(
+        [sys.executable, "-m", "dapod.healthcheck"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DAPOD_OPS_PORT": str(ops_port)},
+        timeout=30,
+        check=False,
+    )
+    assert check.returncode == 0
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_without_the_certificate_it_was_told_of_it_ends_with_one_sentence(start, tmp_path):
+    process, _, _ = start(DAPOD_TLS_DIR=str(tmp_path / "tls"))
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert said.splitlines()[-1].startswith(f"dapod: DAPOD_TLS_DIR={tmp_path}/tls: cannot read tls")
 
 
 @pytest.mark.parametrize(

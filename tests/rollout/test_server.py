@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 from dapod import config as configuration
 from dapod import rpc, wire
 from dapod.health import Health
+from dapod.tls import Tls
 from dapod.v1 import rollout_pb2, rollout_pb2_grpc
 from services.rollout import server
 from services.rollout.policies import VerifiedPolicy
+from tests.dapod.certificates import Authority
 from tests.rollout.doubles import V0, EngineDouble
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +39,8 @@ class Service:
         return rpc.status(caught.value), caught.value.details()
 
 
-@pytest.fixture
-async def service() -> AsyncIterator[Service]:
+@contextlib.asynccontextmanager
+async def serving(tls: Tls | None = None) -> AsyncIterator[Service]:
     engine, health = EngineDouble([]), Health()
     servicer = server.RolloutServicer(
         engine=engine,
@@ -46,11 +49,17 @@ async def service() -> AsyncIterator[Service]:
         health=health,
         groups_in_flight=lambda: 3,
     )
-    listening, port = await server.start(servicer, 0)
-    async with rpc.aio_channel(f"127.0.0.1:{port}") as channel:
+    listening, port = await server.start(servicer, 0, tls)
+    async with rpc.aio_channel(f"127.0.0.1:{port}", tls) as channel:
         stub = rollout_pb2_grpc.RolloutServiceStub(channel)
         yield Service(stub=stub, engine=engine, health=health)
     await listening.stop(0)
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    async with serving() as service:
+        yield service
 
 
 def request(**changed: object) -> rollout_pb2.GenerateRequest:
@@ -67,6 +76,14 @@ async def test_token_ids_go_in_and_come_out(service: Service) -> None:
     rollouts = [wire.rollout_from_proto(rollout) for rollout in reply.rollouts]
     assert [rollout.token_ids.tolist() for rollout in rollouts] == [[7, 2], [7, 2]]
     assert [span.policy for rollout in rollouts for span in rollout.policy_spans] == [V0, V0]
+    assert list(reply.texts) == ["12", "12"]
+
+
+async def test_with_a_certificate_it_answers_over_tls(tmp_path: Path) -> None:
+    Authority().issue(tmp_path)
+    async with serving(Tls(tmp_path)) as service:
+        await service.load()
+        reply = await service.stub.Generate(request(), timeout=10)
     assert list(reply.texts) == ["12", "12"]
 
 

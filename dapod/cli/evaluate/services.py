@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dapod.cli.fleet import DEFAULTS, ServiceSpec, ports
+from dapod.cli.fleet import DEFAULTS, LOOPBACK, ServiceSpec, ports
 from dapod.cli.guard import python_path
-from dapod.cli.ports import HOST, free_ports
+from dapod.cli.ports import free_ports
 
 MODULES = {"reward": "services.reward", "engine": "services.rollout.serve"}
 """Python modules by name."""
@@ -35,7 +35,7 @@ def services(
         "DAPOD_RUN_ID": "evaluation",
         "DAPOD_RUN_DIR": str(run_dir),
         "DAPOD_WORKER_ID": worker_id,
-        "DAPOD_LISTEN_HOST": HOST,
+        **LOOPBACK,
     }
     return [
         ServiceSpec(
