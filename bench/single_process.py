@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry
 
 from dapod import algorithm, config, wire
 from dapod.config import RunConfig
+from dapod.heartbeat import Heartbeat
 from dapod.ledger import plan_digest
 from dapod.policy_store import PolicyStore
 from dapod.types import Group, Outcome, PolicyVersion, Rollout, Verdict
@@ -201,7 +202,7 @@ def make_trainer(run: RunConfig) -> tuple[Updates, Policy]:
         policy=policy,
         reference=load_reference(run, ranks),
         ranks=ranks,
-        phases=Phases(metrics),
+        phases=Phases(metrics, Heartbeat(), {}),
         metrics=metrics,
         stop=threading.Event(),
     )

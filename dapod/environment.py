@@ -13,6 +13,9 @@
 | DAPOD_HEALTH_PORT | gRPC's health service alone, always in plaintext; default: none |
 | DAPOD_LISTEN_HOST | the address to bind; default 127.0.0.1, in containers 0.0.0.0 |
 | DAPOD_WORKER_ID | a rollout's name; default: the host name |
+| DAPOD_TRAINER_NODES | on how many nodes the trainer's ranks are; default 1 |
+| DAPOD_TRAINER_NODE | which of them this is, counted from 0 |
+| DAPOD_TRAINER_MASTER | host:port on node 0, where several nodes meet |
 """
 
 from __future__ import annotations
@@ -46,6 +49,12 @@ class Environment:
         value = self._required(name)
         if not value.isdecimal() or not 0 <= int(value) < 65536:
             raise ConfigError(f"{name}={value} is not a port number")
+        return int(value)
+
+    def _number(self, name: str, default: str) -> int:
+        value = self.variables.get(name) or default
+        if not value.isdecimal():
+            raise ConfigError(f"{name}={value} is not a number")
         return int(value)
 
     @property
@@ -107,3 +116,20 @@ class Environment:
     @property
     def worker_id(self) -> str:
         return self.variables.get("DAPOD_WORKER_ID") or socket.gethostname()
+
+    @property
+    def trainer_nodes(self) -> int:
+        return self._number("DAPOD_TRAINER_NODES", "1")
+
+    @property
+    def trainer_node(self) -> int:
+        return self._number("DAPOD_TRAINER_NODE", "0")
+
+    @property
+    def trainer_master(self) -> tuple[str, int]:
+        """Host and port."""
+        address = self._required("DAPOD_TRAINER_MASTER")
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ConfigError(f"DAPOD_TRAINER_MASTER={address} is not host:port")
+        return host, int(port)

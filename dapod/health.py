@@ -1,10 +1,13 @@
-"""What a service says of itself: ready or not, and why. /readyz and the progress show it."""
+"""What a service says of itself: ready or not, and why, and whether its loop goes on. /readyz,
+/healthz and the progress show it."""
 
 from __future__ import annotations
 
 import threading
 import time
 from dataclasses import dataclass
+
+from dapod.heartbeat import Heartbeat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,9 @@ class HealthState:
 class Health:
     """The current `HealthState`; any thread may set or read it."""
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeat: Heartbeat | None = None) -> None:
+        self.heartbeat = heartbeat or Heartbeat()
+        """Of the service's loop, if it has one that beats."""
         self._lock = threading.Lock()
         self._state = HealthState(ready=False, activity="starting", since_unix=time.time())
 

@@ -75,13 +75,18 @@ def check_disk(config: RunConfig, directory: Path) -> None:
     evaluations may keep."""
     word, count = ("two", 2) if config.evaluation is None else ("four", 4)
     existing = next(p for p in (directory, *directory.resolve().parents) if p.is_dir())
-    size = sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors"))
+    size = model_bytes(Path(config.model.path))
     free = shutil.disk_usage(existing).free
     if free < count * size:
         raise ConfigError(
             f"{existing} has {free >> 20} MiB free, {word} policies take {count * size >> 20} MiB: "
             f"free some room or choose another directory"
         )
+
+
+def model_bytes(directory: Path) -> int:
+    """Size of all weights."""
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
 def read_json(file: Path) -> dict[str, Any]:

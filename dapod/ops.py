@@ -28,8 +28,13 @@ def build_app(
 
     @app.get("/healthz")
     def healthz() -> JSONResponse:
-        """200 while the process answers; never depends on another service."""
-        return JSONResponse({"alive": True})
+        """200 while the process answers and its loop, if it beats, is not stuck; else 503. Never
+        depends on another service: a wait beats."""
+        overdue = health.heartbeat.overdue_seconds
+        if not overdue:
+            return JSONResponse({"alive": True})
+        body = {"alive": False, "overdue_seconds": overdue, "activity": health.state.activity}
+        return JSONResponse(body, status_code=503)
 
     @app.get("/readyz")
     def readyz() -> JSONResponse:

@@ -52,7 +52,7 @@ def main(
 ) -> None:
     """Runs a service until it returns or is told to stop; exits the process.
 
-    Without `serves_ops` it binds no port: a trainer rank behind rank 0, which speaks for all.
+    Without `serves_ops` it binds no port: a trainer rank beside its node's first.
     """
     logging.basicConfig(
         stream=sys.stderr,

@@ -41,8 +41,9 @@ def _machines(plan: RunPlan) -> Iterator[str]:
     if split.shared:
         yield "  trainer and rollout share the GPU and take turns"
     else:
+        nodes = "one node" if split.trainer_nodes == 1 else f"{split.trainer_nodes} nodes"
         yield (
-            f"  {split.trainer_gpus} GPU(s) train (trainer.ranks, on one node), "
+            f"  {split.trainer_gpus} GPU(s) train (trainer.ranks, on {nodes}), "
             f"{split.rollout_gpus} sample: {split.rollout_replicas} engine(s) of "
             f"{split.tensor_parallel} GPU(s) each"
         )
@@ -165,6 +166,7 @@ def as_json(plan: RunPlan) -> dict[str, Any]:
         "parameters": plan.shape.parameters,
         "split": {
             "trainer_gpus": split.trainer_gpus,
+            "trainer_nodes": split.trainer_nodes,
             "rollout_replicas": split.rollout_replicas,
             "tensor_parallel": split.tensor_parallel,
             "shared": split.shared,

@@ -151,7 +151,7 @@ class Optimiser(Section):
 
 class Trainer(Section):
     ranks: int = Field(default=1, ge=1)
-    """Ranks on this node."""
+    """Ranks in all, the same number on each node (DAPOD_TRAINER_NODES)."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage."""
     tokens_per_micro_batch: int = Field(ge=1)

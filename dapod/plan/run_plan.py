@@ -69,6 +69,7 @@ def make_plan(
         shape=shape,
         capacity_bytes=capacity,
         reserve_bytes=assumed.reserve_gib * GIB,
+        nodes=split.trainer_nodes,
     )
     trainer = compute(config)
     rollout = rollout_memory(config, shape, gpu, assumed)

@@ -142,7 +142,8 @@ def step_seconds(
     alone = work.tokens_sampled / decoding.tokens_per_second
     verify = work.rollouts_sampled / (config.reward.workers * assumed.verifications_per_second)
     old_logprobs = work.old_logprob_flops / peak
-    update = work.training_flops / peak + _offloaded_updates(config, shape, assumed)
+    offloaded = _offloaded_updates(config, shape, assumed) / split.trainer_nodes
+    update = work.training_flops / peak + offloaded
     # Written, and read again for its checksums.
     publish = 2 * shape.published_bytes / storage
     turns = split.shared or config.algorithm.max_staleness == 0
@@ -161,7 +162,7 @@ def step_seconds(
 
 
 def _offloaded_updates(config: RunConfig, shape: ModelShape, assumed: Assumptions) -> float:
-    """On the GPU an update takes no time worth counting beside the passes."""
+    """On one node. On the GPU an update takes no time worth counting beside the passes."""
     if not config.trainer.offload_optimiser:
         return 0.0
     moved = config.updates_per_step * UPDATE_BYTES * shape.parameters

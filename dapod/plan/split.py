@@ -1,8 +1,8 @@
 """Which GPUs train and which sample.
 
-The trainer's ranks (`trainer.ranks`) take one GPU each on one node: a trainer over several nodes is
-not there yet. Every other GPU samples, `rollout.tensor_parallel` of them to an engine, no engine
-across nodes. On a machine with a single GPU both share it.
+The trainer's ranks (`trainer.ranks`) take one GPU each, on one node or on several whole ones. Every
+other GPU samples, `rollout.tensor_parallel` of them to an engine, no engine across nodes. On a
+machine with a single GPU both share it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ class Split:
     """GPUs by what they do."""
 
     trainer_gpus: int
+    trainer_nodes: int
     rollout_replicas: int
     tensor_parallel: int
     shared: bool
@@ -34,10 +35,11 @@ def split_of(config: RunConfig, machines: Machines) -> Split:
     """Raises `ConfigError` when the trainer or a single engine has no place."""
     ranks, tensor_parallel = config.trainer.ranks, config.rollout.tensor_parallel
     node = machines.gpus_per_node
-    if ranks > node:
+    trainer_nodes = -(-ranks // node)
+    if (ranks > node and ranks % node) or trainer_nodes > machines.nodes:
         raise ConfigError(
-            f"trainer.ranks ({ranks}) is more than --gpus-per-node ({node}), and a trainer's ranks "
-            f"are on one node: set trainer.ranks={node} or less"
+            f"trainer.ranks ({ranks}) has no place on {machines.nodes} node(s) of {node} GPU(s): "
+            f"set it to {node} or less, or to whole nodes of {node}"
         )
     if tensor_parallel > node:
         raise ConfigError(
@@ -46,17 +48,24 @@ def split_of(config: RunConfig, machines: Machines) -> Split:
         )
     if machines.gpus == 1:
         return Split(
-            trainer_gpus=1, rollout_replicas=1, tensor_parallel=1, shared=True, idle_gpus=0
+            trainer_gpus=1,
+            trainer_nodes=1,
+            rollout_replicas=1,
+            tensor_parallel=1,
+            shared=True,
+            idle_gpus=0,
         )
-    replicas = (node - ranks) // tensor_parallel + (machines.nodes - 1) * (node // tensor_parallel)
+    left, others = trainer_nodes * node - ranks, machines.nodes - trainer_nodes
+    replicas = left // tensor_parallel + others * (node // tensor_parallel)
     if not replicas:
         raise ConfigError(
-            f"no engine fits beside the trainer: {node - ranks} of {node} GPUs are left and "
-            f"rollout.tensor_parallel is {tensor_parallel}: lower trainer.ranks, lower "
+            f"no engine fits beside the trainer: {left} of {trainer_nodes * node} GPUs are left "
+            f"and rollout.tensor_parallel is {tensor_parallel}: lower trainer.ranks, lower "
             f"rollout.tensor_parallel or raise --nodes"
         )
     return Split(
         trainer_gpus=ranks,
+        trainer_nodes=trainer_nodes,
         rollout_replicas=replicas,
         tensor_parallel=tensor_parallel,
         shared=False,

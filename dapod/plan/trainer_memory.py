@@ -54,7 +54,7 @@ class TrainerMemory:
     loading_bytes: float
     """Held for a moment at the start: DeepSpeed takes the whole model before it shares it out."""
     host_bytes: float
-    """Of the node, all ranks together."""
+    """Of a node, its ranks together."""
 
     @property
     def bytes(self) -> float:
@@ -70,9 +70,14 @@ class TrainerMemory:
 
 
 def trainer_memory(
-    config: RunConfig, shape: ModelShape, *, capacity_bytes: float, reserve_bytes: float
+    config: RunConfig,
+    shape: ModelShape,
+    *,
+    capacity_bytes: float,
+    reserve_bytes: float,
+    nodes: int = 1,
 ) -> TrainerMemory:
-    """Every micro-batch is taken as full."""
+    """Every micro-batch is taken as full. The ranks are on `nodes` nodes."""
     terms = (
         *_states(config, shape),
         _communication(config, shape),
@@ -86,7 +91,8 @@ def trainer_memory(
         capacity_bytes=capacity_bytes,
         loading_bytes=_loading(config, shape) + reserve_bytes,
         # The copies are gone by the time the offloaded states are made.
-        host_bytes=max(config.trainer.ranks * _whole(config, shape), _offloaded(config, shape)),
+        host_bytes=max(config.trainer.ranks * _whole(config, shape), _offloaded(config, shape))
+        / nodes,
     )
 
 

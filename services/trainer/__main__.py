@@ -1,7 +1,8 @@
 """Starts the trainer service: `python -m services.trainer`, environment in `dapod.environment`.
 
 Started by hand or by a container it checks what it is given and launches its ranks; started by
-torchrun it is one of them. Rank 0 serves the ops pages, the others bind no port.
+torchrun it is one of them. The first rank of each node serves the ops pages, for its node's
+liveness; metrics are rank 0's alone. The others bind no port.
 """
 
 import os
@@ -34,4 +35,4 @@ if __name__ == "__main__":
     if "RANK" not in os.environ:
         sys.exit(start())
     die_with_launcher()
-    main("trainer", serve, serves_ops=os.environ["RANK"] == "0")
+    main("trainer", serve, serves_ops=os.environ["LOCAL_RANK"] == "0")

@@ -3,6 +3,10 @@
     checkpoints/.step-00000004.tmp/   every rank saves and syncs its part
     checkpoints/step-00000004/        renamed after checkpoint.json: whole or invisible
 
+The directory is on storage that all nodes share. Rank 0 makes it, renames it, removes old ones and
+says which is the newest: a network file system may show another node yesterday's directory for a
+minute.
+
 `checkpoint.json` holds the ledger of all steps so far: the trainer is the second witness of who was
 trained. DeepSpeed's optimiser files beside it are pickle: keep them on a volume that only the
 trainer mounts. This module knows files and JSON, not torch, so a start that cannot work is refused
@@ -15,6 +19,8 @@ import json
 import os
 import re
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +30,11 @@ from dapod.ledger import LedgerEntry
 
 RECORD = "checkpoint.json"
 KEEP = 2
+MODELS_PER_CHECKPOINT = 7
+"""bf16 weights, fp32 master weights and two fp32 moments, in units of the bf16 weights."""
+SIGHT_SECONDS = 120.0
+"""Twice as long as an NFS client keeps a directory (acdirmax, nfs(5))."""
+_LOOK_UP_SECONDS = 0.5
 _NAME = re.compile(r"^step-(\d{8,})$")
 
 
@@ -59,6 +70,16 @@ class CheckpointStore:
         """The newest complete checkpoint."""
         steps = self._steps()
         return _read(self.path(steps[-1]) / RECORD) if steps else None
+
+    def await_finished(self, step: int, waiting: Callable[[str], None]) -> Checkpoint:
+        """The checkpoint of `step`, which rank 0 has seen. Raises `ConfigError`."""
+        record = self.path(step) / RECORD
+        await_sight(record, waiting)
+        return _read(record)
+
+    def await_begun(self, step: int, waiting: Callable[[str], None]) -> None:
+        """Returns when the directory that rank 0 made is here. Raises `ConfigError`."""
+        await_sight(self.beside(step), waiting)
 
     def begin(self, step: int) -> None:
         """Makes an empty directory for the ranks to save into; what a crash left is removed."""
@@ -104,6 +125,21 @@ def check_resumable(checkpoint: Checkpoint, config: RunConfig, ranks: int) -> No
             f"{checkpoint.zero_stage} and this start has {config.trainer.zero_stage}: set it back "
             f"or choose another run directory"
         )
+
+
+def await_sight(
+    path: Path, waiting: Callable[[str], None], *, seconds: float = SIGHT_SECONDS
+) -> None:
+    """Returns when a path that is on the shared storage is seen here. Raises `ConfigError`."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"{path} is there for rank 0 and not on this node: put DAPOD_RUN_DIR on storage "
+                f"that all nodes of the trainer share"
+            )
+        waiting(f"waiting for {path} to be seen on this node")
+        time.sleep(_LOOK_UP_SECONDS)
 
 
 def sync_tree(directory: Path) -> None:

@@ -1,10 +1,14 @@
 """From `python -m services.trainer` to ranks under torchrun, once everything cheap is checked.
 
 A container runs exactly that one command. It becomes torchrun's agent for the ranks of this node;
-under a torchrun that is already there (several nodes) each process is a rank at once and none of
-this happens. Exit status: 0 after a finished run and only then, 128 + its number after a signal
-(a Kubernetes Job would take 0 for the end of the run), 2 when the user must change something, else
-the rank's own.
+the agents of several nodes meet on node 0 (`services.trainer.node`). Under a torchrun of yours each
+process is a rank at once and none of this happens. Nothing is started again here: one rank that
+ends badly ends all ranks of its node, those of the other nodes lose it in their next exchange and
+end as well, and whoever started the launchers starts all of them again
+(docs/decisions/0008-several-nodes.md).
+
+Exit status: 0 after a finished run and only then, 128 + its number after a signal (a Kubernetes Job
+would take 0 for the end of the run), 2 when the user must change something, else the rank's own.
 """
 
 from __future__ import annotations
@@ -14,27 +18,33 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 from pathlib import Path
 
 from dapod.config import ConfigError, RunConfig
-from dapod.model_files import check_disk, check_model
+from dapod.model_files import check_disk, check_model, model_bytes
 from dapod.ops import listen
 from dapod.service import Service
-from services.trainer.checkpoint import KEEP, CheckpointStore, check_resumable
+from services.trainer.checkpoint import (
+    KEEP,
+    MODELS_PER_CHECKPOINT,
+    CheckpointStore,
+    check_resumable,
+)
+from services.trainer.node import Node
 
 CHECKPOINTS = "checkpoints"
 """The directory in a run directory."""
 _LAUNCHER = "DAPOD_TRAINER_LAUNCHER"
+JOIN_SECONDS = 1800
+"""How long the agents wait for each other: pods that come late for want of a GPU or an image."""
 _PR_SET_PDEATHSIG = 1
-_CHECKPOINT_PER_MODEL = 7
-"""bf16 weights, fp32 master weights and two fp32 moments, in units of the bf16 weights."""
 
 
 def check(service: Service) -> None:
     """Everything that can be refused without torch. Raises `ConfigError`."""
     config, environment = service.config, service.environment
+    Node.of(environment, config.trainer.ranks)
     check_model(config)
     check_disk(config, environment.policy_dir)
     checkpoints = environment.run_dir / CHECKPOINTS
@@ -48,9 +58,9 @@ def check(service: Service) -> None:
 
 def _check_checkpoint_room(config: RunConfig, directory: Path) -> None:
     """One more checkpoint than is kept must fit while it is being written."""
-    model = sum(f.stat().st_size for f in Path(config.model.path).glob("*.safetensors"))
     there = len(list(directory.glob("step-*")))
-    needed = (KEEP + 1 - min(there, KEEP)) * _CHECKPOINT_PER_MODEL * model
+    one = MODELS_PER_CHECKPOINT * model_bytes(Path(config.model.path))
+    needed = (KEEP + 1 - min(there, KEEP)) * one
     existing = next(p for p in (directory, *directory.resolve().parents) if p.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -62,35 +72,59 @@ def _check_checkpoint_room(config: RunConfig, directory: Path) -> None:
 
 def launch(service: Service) -> int:
     """Runs the ranks of this node to their end; returns the exit status."""
-    _prepare_environment(service.config)
+    node = Node.of(service.environment, service.config.trainer.ranks)
+    _prepare_environment(service.config, node)
+    return run_ranks(node, "services.trainer")
+
+
+def run_ranks(node: Node, module: str) -> int:
+    """torchrun's agent of this node: `python -m module` once for each rank."""
     # Imported here because everything that can be refused is refused before torch is loaded.
     import torch
-    from torch.distributed import run
+    from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no other
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    if node.count > 1:
+        _say(f"node {node.index} waits for all {node.count} to meet at {_place(node)}")
     try:
-        run.run(run.parse_args(_arguments(service.config.trainer.ranks)))
+        run.run(run.parse_args(_arguments(node, module)))
     except SignalException as error:
         return 128 + error.sigval
     except ChildFailedError as error:
         return _status([failure.exitcode for failure in error.failures.values()])
+    except DistError as error:
+        _say(f"no meeting of {node.count} nodes at {_place(node)} in {JOIN_SECONDS} s: {error}")
+        return 1
     return 0
 
 
-def _arguments(ranks: int) -> list[str]:
+def _say(sentence: str) -> None:
+    """The launcher has nothing else to say, and what it says is no trouble of the user's."""
+    print(f"dapod: {sentence}", file=sys.stderr, flush=True)
+
+
+def _place(node: Node) -> str:
+    host, port = node.master
+    return f"{host}:{port}"
+
+
+def _arguments(node: Node, module: str) -> list[str]:
+    host, port = node.master
     return [
-        "--nnodes=1",
-        f"--nproc-per-node={ranks}",
+        f"--nnodes={node.count}",
+        f"--node-rank={node.index}",
+        f"--nproc-per-node={node.ranks}",
         "--rdzv-backend=static",
-        "--master-addr=127.0.0.1",
-        f"--master-port={_free_port()}",
+        f"--rdzv-conf=timeout={JOIN_SECONDS}",
+        f"--master-addr={host}",
+        f"--master-port={port}",
         "--max-restarts=0",
         "-m",
-        "services.trainer",
+        module,
     ]
 
 
@@ -102,22 +136,16 @@ def _status(codes: list[int]) -> int:
     return codes[0] if codes[0] > 0 else 128 - codes[0]
 
 
-def _prepare_environment(config: RunConfig) -> None:
+def _prepare_environment(config: RunConfig, node: Node) -> None:
     trainer = config.trainer
-    if trainer.threads or trainer.ranks > 1:
+    if trainer.threads or node.ranks > 1:
         # Ranks that each take every core spin against each other; torchrun's own answer is one
         # thread.
-        threads = trainer.threads or max(1, len(os.sched_getaffinity(0)) // trainer.ranks)
+        threads = trainer.threads or max(1, len(os.sched_getaffinity(0)) // node.ranks)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # Everything is on disk already; a lookup on a hub would only be a way to hang.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ[_LAUNCHER] = str(os.getpid())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def die_with_launcher() -> None:

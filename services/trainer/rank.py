@@ -10,8 +10,10 @@ import deepspeed
 import torch
 import torch.distributed as dist
 import transformers
+from prometheus_client import CollectorRegistry
 
 from dapod.config import ConfigError
+from dapod.model_files import model_bytes
 from dapod.policy_store import PolicyStore
 from dapod.rpc import channel
 from dapod.service import Service
@@ -21,7 +23,7 @@ from services.trainer.checkpoint import CheckpointStore
 from services.trainer.evaluations import Evaluations
 from services.trainer.launch import CHECKPOINTS
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.phases import Phases
+from services.trainer.phases import Phases, longer
 from services.trainer.policy import Policy
 from services.trainer.ranks import TIMEOUT, Ranks
 from services.trainer.reference import load_reference
@@ -54,8 +56,15 @@ def serve(service: Service) -> None:
 def _wire(service: Service, stub: BufferServiceStub) -> Trainer:
     config, environment = service.config, service.environment
     service.health.waiting("loading the model")
-    metrics = TrainerMetrics(service.registry)
-    phases, ranks = Phases(metrics), Ranks()
+    ranks = Ranks()
+    # Other nodes' pages show no metrics: Prometheus would take each node for a trainer.
+    metrics = TrainerMetrics(service.registry if ranks.leads else CollectorRegistry())
+    follows = 0.0 if ranks.leads else TIMEOUT.total_seconds()
+    phases = Phases(
+        metrics,
+        service.health.heartbeat,
+        longer(model_bytes(Path(config.model.path)), follows=follows),
+    )
     policy = Policy(config, ranks)
     run = RunIdentity(run_id=service.run_id, config_digest=service.config_digest)
     source = Source(stub, run, service.health, service.stop)
@@ -101,7 +110,10 @@ def _join(threads: int) -> None:
     if torch.cuda.is_available():
         rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if rank >= gpus:
-            raise ConfigError(f"there are {gpus} GPUs for this node's ranks: lower trainer.ranks")
+            raise ConfigError(
+                f"there are {gpus} GPUs for this node's ranks: lower trainer.ranks or raise "
+                f"DAPOD_TRAINER_NODES"
+            )
         torch.cuda.set_device(rank)
         backend = "nccl"
     dist.init_process_group(backend, timeout=TIMEOUT)

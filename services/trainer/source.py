@@ -1,7 +1,8 @@
 """The buffer as the trainer sees it: plans, payloads, commits. Each call may be repeated and is.
 
 Plans and commits are rank 0's business; payloads every rank fetches for itself. What arrives is
-checked: the plan against its digest, each payload against the plan's checksum.
+checked: the plan against its digest, each payload against the plan's checksum. Waiting beats: a
+trainer that has no batch, or no buffer, is alive.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from dapod.v1.buffer_pb2 import (
 from dapod.v1.buffer_pb2_grpc import BufferServiceStub
 from dapod.v1.types_pb2 import RunIdentity
 from dapod.wire import parse_group, policy_to_proto, state_from_proto
+from services.trainer.phases import BEAT_SECONDS
 from services.trainer.stopped import Stopped
 
 log = logging.getLogger("dapod.trainer")
@@ -54,7 +56,7 @@ class Source:
         self._run = run
         self._health = health
         self._stop = stop
-        self._patience = Patience(who="buffer", waiting=health.waiting, stop=stop)
+        self._patience = Patience(who="buffer", waiting=self._wait_for, stop=stop)
         self._lineage = ""
 
     def resume(
@@ -86,17 +88,29 @@ class Source:
         reply = self._patience.call(self._next_batch, request)
         if reply.HasField("plan"):
             _check(reply.plan, step)
+        return reply
+
+    def heard(self, step: int, reply: NextBatchResponse) -> None:
+        """Says on every rank what rank 0 was told; people read it in /readyz of each node."""
+        if reply.HasField("plan"):
             self._health.doing(f"training step {step}")
         elif state_from_proto(reply.state) is RunState.FINISHED:
             self._health.waiting(f"the run is finished: {reply.waiting_for}")
         else:
             self._health.waiting(f"waiting for the batch of step {step}: {reply.waiting_for}")
-        return reply
+
+    def _wait_for(self, reason: str) -> None:
+        self._beat()
+        self._health.waiting(reason)
+
+    def _beat(self) -> None:
+        self._health.heartbeat.beat(within=BEAT_SECONDS)
 
     def _next_batch(self, request: NextBatchRequest, timeout: float) -> NextBatchResponse:
         """A long poll that ends at once when the trainer is told to stop."""
         call = self._stub.NextBatch.future(request, timeout=timeout)
         while not self._stop.is_set():
+            self._beat()
             try:
                 return call.result(timeout=_LOOK_UP_SECONDS)
             except grpc.FutureTimeoutError:
@@ -110,6 +124,7 @@ class Source:
         while left:
             ids = [group.group_id for group in left[:_IDS_PER_CALL]]
             request = FetchGroupsRequest(run=self._run, group_ids=ids)
+            self._beat()
             payloads = self._patience.call(self._stub.FetchGroups, request).groups
             if not payloads:
                 raise ValueError(f"group={ids[0]}: the buffer sent no payload")
@@ -132,6 +147,7 @@ class Source:
 
     def pause(self) -> None:
         """Between two questions; raises `Stopped` when the trainer is told to stop."""
+        self._beat()
         if self._stop.wait(PAUSE_SECONDS):
             raise Stopped
 

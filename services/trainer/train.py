@@ -1,4 +1,5 @@
-"""The trainer's loop, on one screen. Every rank runs it; rank 0 speaks to the buffer and to disk.
+"""The trainer's loop, on one screen. Every rank runs it, on one node or several; rank 0 decides,
+speaks to the buffer and to disk.
 
     start:  checkpoint c or the base model ──publish version c, new lineage──► Resume(c, ledger)
     step s: NextBatch ──plan──► all ranks fetch their share ──updates──► publish s+1 ──► CommitStep
@@ -57,7 +58,7 @@ class Trainer:
 
     def run(self) -> None:
         """Returns when all steps are trained or the buffer says that the run is finished."""
-        lineage = secrets.token_hex(4)
+        lineage = self.ranks.broadcast(self._new_lineage()).decode()
         ledger = self._start(lineage)
         saved = len(ledger)
         while len(ledger) < self.config.run.steps:
@@ -76,9 +77,12 @@ class Trainer:
         self._await_evaluations()
         self.health.waiting(f"finished after {len(ledger)} steps")
 
+    def _new_lineage(self) -> bytes | None:
+        return secrets.token_hex(4).encode() if self.ranks.leads else None
+
     def _start(self, lineage: str) -> list[LedgerEntry]:
         """Loads where the run stands, publishes it under a new lineage, says so to the buffer."""
-        checkpoint = self.checkpoints.latest()
+        checkpoint = self._latest()
         ledger = list(checkpoint.ledger) if checkpoint else []
         if checkpoint:
             check_resumable(checkpoint, self.config, self.ranks.size)
@@ -95,6 +99,14 @@ class Trainer:
         self.phases.restart()
         return ledger
 
+    def _latest(self) -> Checkpoint | None:
+        """The newest checkpoint as rank 0 sees it; another node may see the directory of before."""
+        said = b""
+        if self.ranks.leads and (latest := self.checkpoints.latest()):
+            said = str(latest.step).encode()
+        said = self.ranks.broadcast(said)
+        return self.checkpoints.await_finished(int(said), self.health.waiting) if said else None
+
     def _next_plan(self, step: int) -> BatchPlan | None:
         """Waits for the batch of `step`; None when the run is finished. Rank 0 asks, all hear."""
         self.metrics.step.set(step)
@@ -102,6 +114,7 @@ class Trainer:
             with self.phases("wait"):
                 asked = self.source.poll(step).SerializeToString() if self.ranks.leads else None
                 reply = NextBatchResponse.FromString(self.ranks.broadcast(asked))
+                self.source.heard(step, reply)
                 self._collect()
             if reply.HasField("plan"):
                 return reply.plan
@@ -148,12 +161,12 @@ class Trainer:
     def _await_evaluations(self) -> None:
         """The buffer ends each one at its deadline, so this ends. The ranks leave together."""
         while True:
-            left = self._collect()
-            if not self.ranks.any(bool(left)):
-                return
-            if left:
-                self.health.waiting(f"waiting for the last evaluation: {left}")
             with self.phases("wait"):
+                left = self._collect()
+                if not self.ranks.any(bool(left)):
+                    return
+                if left:
+                    self.health.waiting(f"waiting for the last evaluation: {left}")
                 self.source.pause()
 
     def _record(self, plan: BatchPlan, sampled: SamplingStats, trained: TrainedStep) -> None:
@@ -189,6 +202,7 @@ class Trainer:
             if self.ranks.leads:
                 self.checkpoints.begin(step)
             self.ranks.barrier()
+            self.checkpoints.await_begun(step, self.health.waiting)
             self.policy.save(self.checkpoints.beside(step))
             sync_tree(self.checkpoints.beside(step))
             self.ranks.barrier()

@@ -107,6 +107,7 @@ class Updates:
             with self._phases("update"):
                 for micro_batch in update:
                     self._train(micro_batch, sums, number == 0, micro_batch is update[-1])
+                self._phases.beat()
                 norms.append(self._policy.update(learning_rate))
             self._metrics.updates.inc()
         return self._result(sums, norms, learning_rate)
@@ -182,6 +183,7 @@ class Updates:
         """
         if self._stop.is_set():
             raise Stopped
+        self._phases.beat()
         logprobs, entropies = model.log_probs(batch)
         broken = torch.zeros(len(batch.input_ids), dtype=torch.bool)
         broken[batch.rows[~torch.isfinite(logprobs.detach())]] = True

@@ -11,14 +11,29 @@ from prometheus_client import CollectorRegistry, Counter
 from dapod import config as configuration
 from dapod.config import ConfigError
 from dapod.health import Health
+from dapod.heartbeat import Heartbeat
 from dapod.ops import OpsServer, build_app
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
 
 
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def health():
-    return Health()
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def health(clock):
+    return Health(Heartbeat(clock))
 
 
 @pytest.fixture
@@ -41,6 +56,22 @@ def get(server: OpsServer, page: str) -> tuple[int, str]:
 
 def test_a_living_service_is_healthy_even_when_it_is_not_ready(server, health):
     health.waiting("the buffer is away")
+    assert get(server, "/healthz")[0] == 200
+
+
+def test_a_loop_that_breaks_its_promise_is_not_alive_until_it_beats_again(server, health, clock):
+    health.doing("training step 4")
+    clock.now = 1e9
+    assert get(server, "/healthz")[0] == 200, "nothing was promised yet"
+    health.heartbeat.beat(within=900)
+    clock.now += 900
+    assert get(server, "/healthz") == (200, '{"alive":true}')
+    clock.now += 5
+    code, body = get(server, "/healthz")
+    assert code == 503
+    said = {"alive": False, "overdue_seconds": 5.0, "activity": "training step 4"}
+    assert json.loads(body) == said
+    health.heartbeat.beat(within=1)
     assert get(server, "/healthz")[0] == 200
 
 

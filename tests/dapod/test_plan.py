@@ -1,6 +1,7 @@
 """`dapod plan` as a whole: what fits, what does not and what to change, Redis and disks."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,17 @@ def test_the_gpu_overlay_fits_the_smallest_gpus_it_names(capsys) -> None:
     assert run(str(OVERLAY), "--gpus-per-node", "8", "--gpu", "a100-40g", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["split"]["rollout_replicas"] == 4
+
+
+def test_the_overlay_of_several_nodes_fits_as_its_head_says(capsys) -> None:
+    folder = ROOT / "k8s" / "overlays" / "multi-node"
+    (command,) = re.findall(r"dapod plan (k8s/.+)", (folder / "kustomization.yaml").read_text())
+    config, *arguments = command.split()
+    assert run(str(ROOT / config), *arguments, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["split"]["trainer_nodes"], told["split"]["rollout_replicas"]) == (2, 8)
+    asked = re.findall(r"memory: (\d+)Gi", (folder / "trainer.yaml").read_text())[0]
+    assert told["trainer_node_bytes"] < int(asked) * 2**30
 
 
 def test_the_gpu_overlay_learns_what_the_one_gpu_config_learns() -> None:

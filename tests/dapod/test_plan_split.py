@@ -21,6 +21,7 @@ def split(nodes: int, gpus: int, **keys: dict):
         (4, 8, 2, 2 + 3 * 4, 0),
         (2, 8, 8, 1, 4),  # no engine fits beside the trainer, one on the second node
         (2, 4, 4, 1, 0),
+        (3, 2, 2, 1, 0),  # two nodes train
     ],
 )
 def test_what_the_trainer_leaves_samples(
@@ -32,6 +33,12 @@ def test_what_the_trainer_leaves_samples(
     assert not found.shared
 
 
+def test_a_trainer_takes_whole_nodes() -> None:
+    found = split(3, 2)
+    assert (found.trainer_nodes, found.trainer_gpus, found.rollout_gpus) == (2, 4, 2)
+    assert split(1, 8).trainer_nodes == 1
+
+
 def test_a_single_gpu_is_shared() -> None:
     found = split(1, 1, trainer={"ranks": 1})
     assert (found.shared, found.trainer_gpus, found.rollout_replicas) == (True, 1, 1)
@@ -40,7 +47,9 @@ def test_a_single_gpu_is_shared() -> None:
 @pytest.mark.parametrize(
     ("nodes", "gpus", "keys", "says"),
     [
-        (2, 2, {}, "set trainer.ranks=2 or less"),
+        (1, 2, {}, "trainer.ranks .4. has no place on 1 node.s. of 2 GPU.s."),
+        (2, 3, {}, "set it to 3 or less, or to whole nodes of 3"),
+        (2, 2, {}, "no engine fits beside the trainer: 0 of 4 GPUs are left"),
         (1, 4, {"rollout": {"tensor_parallel": 8}}, "set rollout.tensor_parallel=4 or less"),
         (1, 4, {}, "lower trainer.ranks"),
         (1, 8, {"rollout": {"tensor_parallel": 7}}, "no engine fits beside the trainer"),

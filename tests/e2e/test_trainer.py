@@ -30,6 +30,7 @@ from tests.trainer.harness import (
     write_config,
     write_tiny_model,
 )
+from tests.trainer.node_rank import FAILURE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), *OF_THE_LIBRARIES]
 
@@ -58,13 +59,15 @@ def until(what: str, predicate: Callable[[], Any]) -> Any:
 
 
 class TrainerProcess:
-    """`python -m services.trainer` in a run directory."""
+    """`python -m services.trainer` in a run directory, or one of several nodes that share it."""
 
-    def __init__(self, directory: Path, config: Any, buffer: str) -> None:
+    def __init__(
+        self, directory: Path, config: Any, buffer: str, *, node: int = 0, **variables: str
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.run_dir = directory / "run"
         self.port = free_port()
-        self.log = directory / "trainer.log"
+        self.log = directory / f"trainer-{node}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "services.trainer"],
@@ -72,10 +75,12 @@ class TrainerProcess:
                 stdout=log,
                 stderr=log,
                 env=environment(
-                    DAPOD_CONFIG=str(write_config(config, directory / "run.toml")),
+                    DAPOD_CONFIG=str(write_config(config, directory / f"run-{node}.toml")),
                     DAPOD_RUN_DIR=str(self.run_dir),
                     DAPOD_BUFFER_ADDRESS=buffer,
                     DAPOD_OPS_PORT=str(self.port),
+                    DAPOD_TRAINER_NODE=str(node),
+                    **variables,
                 ),
             )
 
@@ -205,16 +210,27 @@ def tensors(trainer: TrainerProcess) -> list[dict[str, str]]:
     return [store.manifest(policy).tensors for policy in newest]
 
 
-def test_two_ranks_train_and_publish_a_whole_model_with_zero_3(tiny_model, tmp_path):
+def test_two_nodes_train_and_publish_a_whole_model_with_zero_3(tiny_model, tmp_path):
     from transformers import AutoModelForCausalLM
 
     config = config_for(tiny_model, 3, ranks=2, zero_stage=3, checkpoint_every_steps=2)
     used = PolicyVersion(number=0, lineage="0")
+    more = threading.Event()
+    nodes = {
+        "DAPOD_TRAINER_NODES": "2",
+        "DAPOD_TRAINER_MASTER": f"127.0.0.1:{free_port()}",
+    }
     with (
-        script(3, in_use=[used]) as buffer,
-        TrainerProcess(tmp_path, config, buffer.address) as trainer,
+        script(3, in_use=[used], withhold=more, withhold_from=2) as buffer,
+        TrainerProcess(tmp_path, config, buffer.address, **nodes) as trainer,
+        TrainerProcess(tmp_path, config, buffer.address, node=1, **nodes) as second,
     ):
-        assert trainer.wait() == 0
+        until("node 1 waits as well", lambda: "the batch of step 2" in second.page("readyz"))
+        assert second.page("healthz") == trainer.page("healthz") == '{"alive":true}'
+        assert "dapod_trainer_step" in trainer.page("metrics")
+        assert "dapod" not in second.page("metrics"), "there is one trainer"
+        more.set()
+        assert (trainer.wait(), second.wait()) == (0, 0)
         assert [entry.step for entry in buffer.committed] == [0, 1, 2]
         assert buffer.checkpointed == [2, 3]
         assert set(buffer.fetched) == {f"0-{i}" for i in range(6)}
@@ -254,6 +270,28 @@ def test_sigterm_ends_a_waiting_trainer_at_once_and_not_as_if_it_had_finished(ti
         trainer.process.send_signal(signal.SIGTERM)
         assert trainer.wait() == 128 + signal.SIGTERM
         assert time.monotonic() - began < 10
+
+
+def test_a_rank_that_fails_ends_every_node(tmp_path):
+    port = str(free_port())
+    launchers = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tests.trainer.node_rank"),
+                *(str(node), "2", port, str(tmp_path)),
+            ],
+            cwd=REPOSITORY,
+            env=environment(),
+        )
+        for node in (0, 1)
+    ]
+    try:
+        assert [one.wait(timeout=DEADLINE_SECONDS) for one in launchers] == [1, FAILURE]
+    finally:
+        for one in launchers:
+            one.kill()
+    said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert said == [{"met": [0, 1], "local": "0"}] * 2
 
 
 def test_a_rank_that_dies_ends_the_trainer_with_an_error(tiny_model, tmp_path):

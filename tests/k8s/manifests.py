@@ -21,7 +21,7 @@ K8S = ROOT / "k8s"
 KUBECTL = shutil.which("kubectl")
 NAMESPACE = "dapod"
 
-OVERLAYS = ("cpu-demo", "single-node-gpu")
+OVERLAYS = ("cpu-demo", "multi-node", "single-node-gpu")
 COMPONENTS = (
     "autoscaling-hpa",
     "autoscaling-keda",
@@ -144,16 +144,29 @@ def of_kind(manifests: tuple[Manifest, ...], kind: str) -> list[Manifest]:
     return [m for m in manifests if m["kind"] == kind]
 
 
+def jobs(manifests: tuple[Manifest, ...]) -> list[Manifest]:
+    """All Jobs, those that a JobSet makes as it makes them."""
+    made = [
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": f"{jobset['metadata']['name']}-{job['name']}-{number}"}
+            | job["template"]["metadata"],
+            "spec": job["template"]["spec"],
+        }
+        for jobset in of_kind(manifests, "JobSet")
+        for job in jobset["spec"]["replicatedJobs"]
+        for number in range(job["replicas"])
+    ]
+    return [*of_kind(manifests, "Job"), *made]
+
+
 def pods(manifests: tuple[Manifest, ...]) -> Iterator[Pod]:
     """The pod template of every workload, those inside a JobSet too."""
-    for manifest in manifests:
+    workloads = [m for m in manifests if m["kind"] in ("Deployment", "StatefulSet")]
+    for manifest in (*workloads, *jobs(manifests)):
         kind, name = manifest["kind"], manifest["metadata"]["name"]
-        if kind in ("Deployment", "StatefulSet", "Job"):
-            yield _pod(f"{kind}/{name}", kind, manifest["spec"]["template"])
-        if kind == "JobSet":
-            for job in manifest["spec"]["replicatedJobs"]:
-                template = job["template"]["spec"]["template"]
-                yield _pod(f"{kind}/{name}/{job['name']}", kind, template)
+        yield _pod(f"{kind}/{name}", kind, manifest["spec"]["template"])
 
 
 def _pod(owner: str, kind: str, template: Manifest) -> Pod:

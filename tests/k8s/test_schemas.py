@@ -1,5 +1,6 @@
 """The API server's view: strict schemas of the newest versions, typed custom resources."""
 
+import copy
 import functools
 import json
 from typing import Any
@@ -9,16 +10,18 @@ import pytest
 from cloudcoil.models.cert_manager.v1 import Certificate, Issuer
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
+from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 from kubernetes_validate.utils import all_versions
 from pydantic import BaseModel, RootModel
 
-from tests.k8s.manifests import COMPONENTS, K8S, OVERLAYS, Manifest, build, of_kind
+from tests.k8s.manifests import COMPONENTS, K8S, OVERLAYS, Manifest, build, jobs, of_kind
 
 NEWEST = list(dict.fromkeys(all_versions()))[-3:]
 TYPED: dict[tuple[str, str], type[BaseModel]] = {
     ("cert-manager.io/v1", "Certificate"): Certificate,
     ("cert-manager.io/v1", "Issuer"): Issuer,
     ("keda.sh/v1alpha1", "ScaledObject"): ScaledObject,
+    ("jobset.x-k8s.io/v1alpha2", "JobSet"): JobsetV1alpha2JobSet,
     ("monitoring.coreos.com/v1", "PodMonitor"): PodMonitor,
     ("monitoring.coreos.com/v1", "PrometheusRule"): PrometheusRule,
 }
@@ -45,7 +48,7 @@ def refusal(text: str, version: str) -> str:
 def test_every_object_passes_the_strict_schema(
     manifests: tuple[Manifest, ...], version: str
 ) -> None:
-    for manifest in manifests:
+    for manifest in (*manifests, *jobs(manifests)):
         if not is_custom(manifest):
             name = f"{manifest['kind']}/{manifest['metadata']['name']}"
             assert not (why := refusal(json.dumps(manifest), version)), f"{name}: {why}"
@@ -109,9 +112,30 @@ def _declared(value: Any) -> Any:
 def test_custom_resources_have_no_field_that_their_model_does_not_know(
     manifests: tuple[Manifest, ...],
 ) -> None:
-    for manifest in filter(is_custom, manifests):
+    for manifest in map(without_jobs, filter(is_custom, manifests)):
         model = TYPED[manifest["apiVersion"], manifest["kind"]]
         assert unknown_fields(manifest, kept(model, manifest)) == []
+
+
+def without_jobs(manifest: Manifest) -> Manifest:
+    """A JobSet's own fields: its Jobs pass the strict schema, and their model takes no quantity."""
+    if manifest["kind"] != "JobSet":
+        return manifest
+    own: Manifest = copy.deepcopy(manifest)
+    for job in own["spec"]["replicatedJobs"]:
+        job["template"] = {"spec": {"template": {}}}
+    return own
+
+
+def test_a_misspelt_field_of_a_job_set_would_be_seen() -> None:
+    (jobset,) = of_kind(build("multi-node"), "JobSet")
+    wrong = without_jobs(jobset)
+    wrong["spec"]["failurePolicy"]["rules"][0]["onJobFailureMessagePattern"] = []
+    wrong["spec"]["replicatedJobs"][0]["replica"] = 1
+    assert unknown_fields(wrong, kept(JobsetV1alpha2JobSet, wrong)) == [
+        ".spec.failurePolicy.rules[0].onJobFailureMessagePattern",
+        ".spec.replicatedJobs[0].replica",
+    ]
 
 
 def test_the_comparison_would_see_a_misspelt_field() -> None:

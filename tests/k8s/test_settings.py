@@ -7,6 +7,7 @@ import pytest
 from dapod import config
 from dapod.config import RunConfig
 from dapod.environment import Environment
+from services.trainer.node import Node
 from tests.k8s.manifests import (
     OVERLAYS,
     ROOT,
@@ -153,6 +154,16 @@ def test_files_of_a_config_map_are_mounted_one_by_one(manifests: Manifests) -> N
                 assert mount["name"] != "run" or "subPath" in mount, pod.owner
 
 
+def test_config_maps_are_asked_for_by_the_names_they_have(manifests: Manifests) -> None:
+    """With their hash: another content is another name, and pods of before keep the old one."""
+    made = {m["metadata"]["name"] for m in of_kind(manifests, "ConfigMap")}
+    for pod in pods(manifests):
+        asked = {v["configMap"]["name"] for v in pod.spec["volumes"] if "configMap" in v}
+        for container in pod.all_containers:
+            asked |= {s["configMapRef"]["name"] for s in container.get("envFrom", [])}
+        assert asked <= made, pod.owner
+
+
 def test_our_config_takes_every_key(
     manifests: Manifests, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -193,7 +204,11 @@ def test_the_demo_fetches_the_model_that_its_config_names(
 def valkey_settings(manifests: Manifests) -> dict[str, str]:
     text = named(manifests, "ConfigMap", "valkey")["data"]["valkey.conf"]
     lines = (line.split(None, 1) for line in text.splitlines() if line and line[0] != "#")
-    return {line[0]: line[1] for line in lines}
+    valkey = next(p for p in pods(manifests) if p.component == "valkey")
+    # What stands on the command line goes before the file's.
+    _, _, *own = valkey.containers[0]["command"]
+    names = (name.removeprefix("--") for name in own[::2])
+    return {line[0]: line[1] for line in lines} | dict(zip(names, own[1::2], strict=True))
 
 
 @pytest.mark.parametrize("overlay", ["base", *OVERLAYS])
@@ -232,12 +247,18 @@ def test_the_engines_cache_fits_the_rollout_pods_memory(
     assert 1024 * run.rollout.memory_gib + 2048 <= limit
 
 
-@pytest.mark.parametrize("overlay", ["single-node-gpu"])
+GPU_OVERLAYS = ("multi-node", "single-node-gpu")
+
+
+@pytest.mark.parametrize("overlay", GPU_OVERLAYS)
 def test_every_rank_and_every_engine_has_its_gpus(
     overlay: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     run = run_config(build(overlay), tmp_path_factory)
-    wanted = {"trainer": run.trainer.ranks, "rollout": run.rollout.tensor_parallel}
+    (trainer,) = [p for p in pods(build(overlay)) if p.component == "trainer"]
+    given = Environment(variables=environment(build(overlay), trainer.containers[0]))
+    ranks = Node.of(given, run.trainer.ranks).ranks
+    wanted = {"trainer": ranks, "rollout": run.rollout.tensor_parallel}
     for pod in pods(build(overlay)):
         limits = pod.containers[0]["resources"]["limits"]
         assert limits.get("nvidia.com/gpu") == wanted.get(pod.component), pod.owner
@@ -245,7 +266,7 @@ def test_every_rank_and_every_engine_has_its_gpus(
         assert ("nvidia.com/gpu" in tolerated) == (pod.component in wanted)
 
 
-@pytest.mark.parametrize("overlay", ["single-node-gpu"])
+@pytest.mark.parametrize("overlay", GPU_OVERLAYS)
 def test_gpu_overlays_share_weights_between_nodes(overlay: str) -> None:
     for claim in of_kind(build(overlay), "PersistentVolumeClaim"):
         if claim["metadata"]["name"] in ("models", "policies"):

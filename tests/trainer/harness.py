@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dapod import config as configuration
 from dapod.config import RunConfig
+from dapod.heartbeat import Heartbeat
 from dapod.types import Group
 from dapod.v1.buffer_pb2 import BatchPlan
 from services.trainer.cut import Row
@@ -120,6 +121,7 @@ def train_step(
     policy: RecordingPolicy | None = None,
     reference: Reference | None = None,
     cut: list[list[list[Row]]] | None = None,
+    heartbeat: Heartbeat | None = None,
 ) -> Trained:
     """A policy trained on one plan: a fresh one, one from a checkpoint, or the one given.
 
@@ -134,7 +136,7 @@ def train_step(
         policy=policy,
         reference=reference or load_reference(config, ranks, dtype=dtype),
         ranks=ranks,
-        phases=Phases(metrics),
+        phases=Phases(metrics, heartbeat or Heartbeat(), {}),
         metrics=metrics,
         stop=threading.Event(),
     )

@@ -4,7 +4,13 @@ import pytest
 
 from dapod.config import ConfigError
 from dapod.ledger import LedgerEntry
-from services.trainer.checkpoint import RECORD, Checkpoint, CheckpointStore, check_resumable
+from services.trainer.checkpoint import (
+    RECORD,
+    Checkpoint,
+    CheckpointStore,
+    await_sight,
+    check_resumable,
+)
 from tests.trainer.harness import make_config
 
 
@@ -89,3 +95,26 @@ def test_an_unreadable_record_is_named(store, config):
     (store.path(4) / RECORD).write_text("{")
     with pytest.raises(ConfigError, match=RECORD):
         store.latest()
+
+
+def test_a_node_takes_the_checkpoint_that_rank_0_names(store, config):
+    saved(store, config, 4)
+    saved(store, config, 8)
+    assert store.await_finished(4, lambda _: None) == checkpoint(config, 4)
+
+
+def test_a_node_waits_until_it_sees_what_rank_0_has_made(tmp_path):
+    """As over NFS, which may show a directory of before for a minute."""
+    late, reasons = tmp_path / "step-00000004", []
+
+    def waiting(reason):
+        reasons.append(reason)
+        late.mkdir(exist_ok=True)
+
+    await_sight(late, waiting)
+    assert reasons == [f"waiting for {late} to be seen on this node"]
+
+
+def test_a_run_directory_that_nodes_do_not_share_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="DAPOD_RUN_DIR on storage that all nodes"):
+        await_sight(tmp_path / "elsewhere", lambda _: None, seconds=0)

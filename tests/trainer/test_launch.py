@@ -74,6 +74,12 @@ def test_a_missing_buffer_address_is_refused(tmp_path, tiny_model):
     assert_refused(result, "DAPOD_BUFFER_ADDRESS")
 
 
+def test_ranks_that_cannot_be_shared_out_to_the_nodes_are_refused(tmp_path, tiny_model):
+    config = make_config(tiny_model, trainer={"ranks": 3})
+    given = {"DAPOD_TRAINER_NODES": "2", "DAPOD_TRAINER_MASTER": "127.0.0.1:29500"}
+    assert_refused(start(tmp_path, config, **given), "trainer.ranks (3)", "2 nodes")
+
+
 @pytest.mark.parametrize(
     ("codes", "status"), [([1, 2], 2), ([1], 1), ([-9, -15], 137), ([-15, 1], 143)]
 )

@@ -8,6 +8,7 @@ import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from prometheus_client import CollectorRegistry
 
+from dapod.heartbeat import Heartbeat
 from dapod.plan import storage, trainer_memory
 from dapod.plan.model_shape import shape_of
 from services.trainer import checkpoint, logprobs, train
@@ -74,7 +75,7 @@ def test_weights_gradients_and_optimiser_are_what_a_real_engine_holds(stage, ran
         config=config,
         policy=policy,
         ranks=ranks,
-        phases=Phases(metrics),
+        phases=Phases(metrics, Heartbeat(), {}),
         metrics=metrics,
         stop=threading.Event(),
     )

@@ -1,14 +1,19 @@
 """The trainer's side of the buffer: chunks, checks, and waits that end."""
 
 import threading
+import time
+from contextlib import suppress
 
+import grpc
 import pytest
 
 from dapod.health import Health
+from dapod.heartbeat import Heartbeat
 from dapod.rpc import channel
 from dapod.types import PolicyVersion
 from dapod.v1.buffer_pb2_grpc import BufferServiceStub
 from dapod.v1.types_pb2 import RunIdentity
+from services.trainer.phases import BEAT_SECONDS
 from services.trainer.source import Source
 from services.trainer.stopped import Stopped
 from tests.trainer.doubles import ScriptedBuffer, make_group, make_plan, payload_of
@@ -63,6 +68,63 @@ def test_waiting_says_for_what_and_stops_at_once_when_told():
 def test_a_finished_run_says_so():
     health = Health()
     with ScriptedBuffer([], {}) as buffer:
-        reply = connect(buffer, health=health).poll(0)
+        source = connect(buffer, health=health)
+        reply = source.poll(0)
+        source.heard(0, reply)
     assert not reply.HasField("plan")
     assert "finished: the script has ended" in health.state.activity
+
+
+def test_a_trainer_that_waits_for_a_batch_beats_all_the_time():
+    """For an hour and more on a clock that the test moves: a beat is due after 15 minutes."""
+    now, stop = [0.0], threading.Event()
+    health = Health(Heartbeat(lambda: now[0]))
+    with ScriptedBuffer.of(
+        GROUPS, prompts_per_step=7, prompts_per_update=7, withhold=threading.Event()
+    ) as buffer:
+        source = connect(buffer, stop=stop, health=health)
+        waiting = threading.Thread(target=poll_until_stopped, args=(source,))
+        waiting.start()
+        try:
+            health.heartbeat.beat(within=0)
+            for _ in range(5):
+                now[0] += BEAT_SECONDS + 1
+                until_it_beats(health)
+        finally:
+            stop.set()
+            waiting.join(timeout=10)
+
+
+def test_a_trainer_without_a_buffer_beats_with_every_attempt():
+    now, stop = [0.0], threading.Event()
+    health = Health(Heartbeat(lambda: now[0]))
+    stub = BufferServiceStub(channel("127.0.0.1:1"))
+    source = Source(stub, RunIdentity(run_id="tiny", config_digest="d"), health, stop)
+    waiting = threading.Thread(target=checkpoint_until_stopped, args=(source,))
+    waiting.start()
+    try:
+        for _ in range(2):
+            health.heartbeat.beat(within=0)
+            now[0] += 1
+            until_it_beats(health)
+        assert health.state.activity.startswith("waiting for the buffer")
+    finally:
+        stop.set()
+        waiting.join(timeout=40)
+
+
+def poll_until_stopped(source):
+    with suppress(Stopped):
+        source.poll(0)
+
+
+def checkpoint_until_stopped(source):
+    with suppress(grpc.RpcError):
+        source.checkpointed(4)
+
+
+def until_it_beats(health):
+    deadline = time.monotonic() + 20
+    while health.heartbeat.overdue_seconds:
+        assert time.monotonic() < deadline, "no beat"
+        time.sleep(0.01)

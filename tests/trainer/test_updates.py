@@ -1,16 +1,19 @@
 """The gradient of a step: what it is, and what it does not depend on (invariant 7)."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from dapod.algorithm import group_advantages, importance_weight, token_objective
+from dapod.heartbeat import Heartbeat
 from services.trainer.cut import SHARED_ROW_TOKENS
 from services.trainer.policy import UpdateSkipped
 from tests.trainer.doubles import make_group, make_plan
 from tests.trainer.harness import (
     OF_THE_LIBRARIES,
+    RecordingPolicy,
     described,
     make_config,
     relative_error,
@@ -211,3 +214,33 @@ def test_a_gradient_that_is_not_finite_is_an_error_not_a_skipped_update(tiny_mod
     result.policy.backward(loss, last=True)
     with pytest.raises(UpdateSkipped, match="not finite"):
         result.policy.update(1e-3)
+
+
+class PassingPolicy(RecordingPolicy):
+    """Remembers at which beat each pass through the model began."""
+
+    beats: list[float]
+    passes: list[int]
+
+    def log_probs(self, batch):
+        self.passes.append(len(self.beats))
+        return super().log_probs(batch)
+
+
+def test_the_loop_beats_before_every_pass_and_every_update(tiny_model, ranks, groups):
+    config = make_config(tiny_model)
+    policy = PassingPolicy(config, ranks, dtype=torch.float32)
+    policy.beats, policy.passes = [], []
+
+    def clock():
+        policy.beats.append(0.0)
+        return 0.0
+
+    train_step(
+        config, ranks, make_plan(0, groups, 2), groups, policy=policy, heartbeat=Heartbeat(clock)
+    )
+    assert len(policy.passes) >= 6
+    assert all(earlier < later for earlier, later in itertools.pairwise(policy.passes))
+    assert policy.passes[0] > 0
+    # The last pass, the update after it and the end of its phase.
+    assert len(policy.beats) >= policy.passes[-1] + 2
