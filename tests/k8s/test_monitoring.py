@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.k8s.manifests import K8S, ROOT, Manifest, build, named, of_kind
+from tests.k8s.manifests import K8S, ROOT, Manifest, build, named, of_kind, pods
 
 SCRIPT = K8S / "prometheus_rule.py"
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
@@ -64,21 +64,36 @@ def test_pods_that_cannot_answer_yet_and_ranks_that_serve_nothing_are_no_targets
     (monitor,) = of_kind(build("cpu-demo", "monitoring"), "PodMonitor")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     label = "__meta_kubernetes_pod"
-    index = f"{label}_label_batch_kubernetes_io_job_completion_index"
-    pods = {
-        ("Running", ""): True,
-        ("Running", "0"): True,
-        ("Running", "1"): False,
-        ("Running", "10"): False,
-        ("Pending", "0"): False,
-        ("Pending", ""): False,
+    names = [
+        f"{label}_phase",
+        f"{label}_label_app_kubernetes_io_component",
+        f"{label}_ready",
+        f"{label}_label_batch_kubernetes_io_job_completion_index",
+    ]
+    seen = {
+        ("Running", "rollout", "true", ""): True,
+        ("Running", "rollout", "false", ""): True,  # its engine starts, or it lost its policy
+        ("Running", "buffer", "false", ""): True,
+        ("Pending", "buffer", "false", ""): False,
+        ("Running", "trainer", "true", "0"): True,
+        ("Running", "trainer", "true", "1"): False,
+        ("Running", "trainer", "true", "10"): False,
+        ("Running", "trainer", "false", "0"): False,
+        ("Pending", "trainer", "false", "0"): False,
     }
-    for (phase, completion), kept in pods.items():
-        labels = {f"{label}_phase": phase, index: completion}
+    for pod, kept in seen.items():
+        labels = dict(zip(names, pod, strict=True))
         dropped = [
             one
             for one in endpoint["relabelings"]
             if one.get("action") == "drop"
             and re.fullmatch(one["regex"], ";".join(labels[name] for name in one["sourceLabels"]))
         ]
-        assert (not dropped) == kept, (phase, completion)
+        assert (not dropped) == kept, pod
+
+
+def test_a_trainer_has_no_readiness_of_its_own_that_could_hide_it() -> None:
+    for overlay in ("cpu-demo", "single-node-gpu", "multi-node"):
+        (pod,) = [pod for pod in pods(build(overlay)) if pod.component == "trainer"]
+        trainer = pod.containers[0]
+        assert "startupProbe" in trainer and "readinessProbe" not in trainer, overlay
