@@ -37,7 +37,11 @@ def connect(
             retry=Retry(NoBackoff(), 0),
         )
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
-    except (ValueError, TypeError) as error:  # TypeError: an option that redis-py does not know
+    except TypeError as error:
+        raise ConfigError(
+            f"DAPOD_REDIS_URL={masked(url)}: it has an option that nobody knows ({error})"
+        ) from error
+    except ValueError as error:
         raise ConfigError(f"DAPOD_REDIS_URL={masked(url)}: {error}") from error
     _wait(client, url, time.monotonic() + patience_seconds, stop or threading.Event())
     return client

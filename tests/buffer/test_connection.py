@@ -23,6 +23,11 @@ def test_a_url_of_another_kind_is_refused() -> None:
         connect("http://x", patience_seconds=0.2)
 
 
+def test_an_option_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="colour=red: it has an option that nobody knows"):
+        connect("redis://127.0.0.1:1/0?colour=red", patience_seconds=0.2)
+
+
 def test_a_run_survives_kill_9_of_its_server(tmp_path: Path) -> None:
     server = ValkeyServer(data_dir=tmp_path, persist=True, config={"appendonly": "yes"})
     server.start()
