@@ -4,6 +4,9 @@ vLLM's engine core does not notice that its parent was killed -9: it stays, idle
 memory. This class is mixed into vLLM's worker (`worker_extension_cls`), so it runs inside that
 process; it imports nothing heavy. With several workers per engine the core ends itself when its
 workers do.
+
+It is held from the moment the engine has started. What a rollout leaves that is killed before is
+ended by whoever started the rollout: `dapod run`, or the container.
 """
 
 from __future__ import annotations
