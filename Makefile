@@ -56,7 +56,7 @@ test-containers: model ## build the images and run docker-compose.yml under podm
 bench-reward: setup ## verifications a second, against a fork per call and plain Math-Verify
 	@$(BIN)/python -m bench.reward
 
-bench: model ## what the services cost: the platform against one program, in turn (20 minutes)
+bench: model ## what the services cost: the platform against one program, in turn (10 minutes)
 	@$(BIN)/python -m bench.overhead
 
 proto: setup ## regenerate dapod/v1 from proto/
