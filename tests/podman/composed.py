@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +153,22 @@ class ComposedRun:
             )
             time.sleep(1)
 
+    def first_time(self, container: str, words: str) -> datetime:
+        """When it first logged a line with these words."""
+        line = next(line for line in _log(container).splitlines() if words in line)
+        return datetime.fromisoformat(" ".join(line.split()[:2]))
+
     def story(self) -> str:
         """The last lines of every container."""
         project = f"--filter=label=com.docker.compose.project={self.name}"
         names = podman("ps", "--all", project, "--format={{.Names}}", seconds=120).split()
-        parts = [f"--- {name}\n{_log(name)}" for name in names]
+        parts = [f"--- {name}\n{_log(name, '--tail=12')}" for name in names]
         return podman("ps", "--all", project, seconds=120) + "\n".join(parts)
 
 
-def _log(container: str) -> str:
+def _log(container: str, *options: str) -> str:
     done = subprocess.run(
-        ["podman", "logs", "--tail=12", container],
+        ["podman", "logs", *options, container],
         env=settings(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -75,6 +75,16 @@ def test_new_rollouts_load_the_newest_policy_and_take_work(run: ComposedRun) -> 
     whole(run)
 
 
+def test_a_new_rollout_that_has_loaded_takes_work_within_one_lease(run: ComposedRun) -> None:
+    (buffer,) = run.containers("buffer")
+    for rollout in run.containers("rollout")[1:]:
+        name = run.execute(rollout, "import socket; print(socket.gethostname())").strip()
+        loaded = run.first_time(rollout, " loaded in ")
+        waited = (run.first_time(buffer, f" to {name}") - loaded).total_seconds()
+        print(f"{rollout} had its first lease {waited:.1f} s after its engine had started")
+        assert waited < LEASE_SECONDS
+
+
 def test_prometheus_finds_every_rollout_by_its_name(run: ComposedRun) -> None:
     query = 'sum(up{job="dapod-rollout"})'
     run.wait(lambda: _prometheus(query) == 3, "Prometheus scrapes three rollouts", 120)
