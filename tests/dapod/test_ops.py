@@ -13,17 +13,9 @@ from dapod.config import ConfigError
 from dapod.health import Health
 from dapod.heartbeat import Heartbeat
 from dapod.ops import OpsServer, build_app
+from tests.virtual_clock import Clock
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -9,15 +9,9 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.phases import BEAT_SECONDS, Phases, longer
 from services.trainer.ranks import TIMEOUT
 from services.trainer.source import POLL_SECONDS
+from tests.virtual_clock import Clock
 
 GIB = 2**30
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
