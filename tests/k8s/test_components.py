@@ -1,7 +1,7 @@
 """What each component adds: the graph and nothing else, metrics that exist, no trace of Valkey."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import yaml
@@ -9,6 +9,8 @@ import yaml
 from tests.k8s.manifests import K8S, ROOT, Manifest, Pod, build, named, of_kind, pods
 
 Manifests = tuple[Manifest, ...]
+Side = Callable[[Manifests, Pod, Pod, int], bool]
+"""`leaves` or `enters`."""
 GRAPH = {
     ("rollout", "buffer", 50051),
     ("rollout", "reward", 50051),
@@ -61,21 +63,22 @@ def by_component(manifests: Manifests) -> dict[str, Pod]:
     return {pod.component: pod for pod in pods(manifests)}
 
 
-@pytest.mark.parametrize("side", [leaves, enters])
-def test_only_the_arrows_of_the_graph_are_open_on_either_side(
-    side: Callable[[Manifests, Pod, Pod, int], bool],
-) -> None:
-    manifests = build("cpu-demo", "network-policies")
+def arrows(manifests: Manifests, side: Side, ports: Iterable[int]) -> set[tuple[str, str, int]]:
+    """What `side` leaves open between components; the trainer's ranks among themselves aside."""
     found = by_component(manifests)
-    opened = {
+    return {
         (one, other, port)
         for one in found
         for other in found
-        for port in (50051, 6379, 8080)
-        if side(manifests, found[one], found[other], port)
+        for port in ports
+        if (one, other) != ("trainer", "trainer")
+        and side(manifests, found[one], found[other], port)
     }
-    among_ranks = {("trainer", "trainer", port) for port in (50051, 6379, 8080)}
-    assert opened - among_ranks == GRAPH
+
+
+@pytest.mark.parametrize("side", [leaves, enters])
+def test_only_the_arrows_of_the_graph_are_open_on_either_side(side: Side) -> None:
+    assert arrows(build("cpu-demo", "network-policies"), side, (50051, 6379, 8080)) == GRAPH
 
 
 def test_without_the_component_everything_is_open() -> None:

@@ -24,7 +24,7 @@ from tests.k8s.manifests import (
     of_kind,
     pods,
 )
-from tests.k8s.test_components import GRAPH, by_component, enters, leaves
+from tests.k8s.test_components import GRAPH, Side, arrows, by_component, enters, leaves
 
 SERVICES = {"rollout", "reward", "buffer", "trainer"}
 Manifests = tuple[Manifest, ...]
@@ -203,18 +203,10 @@ def test_callers_cannot_reach_it_through_a_service(manifests: Manifests) -> None
 
 @pytest.mark.parametrize("side", [leaves, enters])
 def test_with_network_policies_no_arrow_is_added_and_no_pod_reaches_the_health_port(
-    side: Any,
+    side: Side,
 ) -> None:
     manifests = build("cpu-demo", "network-policies", "mtls")
-    found = by_component(manifests)
-    opened = {
-        (one, other, port)
-        for one in found
-        for other in found
-        for port in (50051, 50052, 6379)
-        if side(manifests, found[one], found[other], port)
-    }
-    assert {edge for edge in opened if edge[:2] != ("trainer", "trainer")} == GRAPH
+    assert arrows(manifests, side, (50051, 50052, 6379)) == GRAPH
 
 
 def test_without_the_component_nobody_is_told_of_a_certificate() -> None:
