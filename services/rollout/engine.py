@@ -69,7 +69,10 @@ class Engine(Protocol):
         """Raises `EngineFailed` when the engine is beyond use."""
 
     async def load(self, verified: VerifiedPolicy) -> None:
-        """Samples from `verified` from now on; `EngineFailed` when it is left half-loaded."""
+        """Samples from `verified` from now on; `EngineFailed` when it is left half-loaded.
+
+        What is being sampled finishes first, so that one call of `sample` is of one policy.
+        """
 
     async def sample(self, request: SamplingRequest) -> tuple[Output, ...]:
         """Cancelling it aborts the request. Raises the four errors above."""

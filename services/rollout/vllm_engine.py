@@ -1,10 +1,11 @@
 """The real engine: vLLM's AsyncLLM, whose core runs in a process of its own.
 
-A change-over (design, one group's way, step 8) never restarts it: pause until nothing runs,
-reload the weights in place, set the version label, reset the prefix cache and check that it says
-True (with requests running it only warns, and old keys would meet new weights: vllm#46125),
-resume. vLLM labels every token with the version that sampled it; the policy spans are taken from
-there, not from what we believe is loaded.
+A change-over (design, one group's way, step 8) never restarts it: let the groups in hand finish
+(vLLM takes each rollout of a group as a request of its own, and its pause would keep those that
+have not begun for the new weights), pause, reload the weights in place, set the version label,
+reset the prefix cache and check that it says True (with requests running it only warns, and old
+keys would meet new weights: vllm#46125), resume. vLLM labels every token with the version that
+sampled it; the policy spans are taken from there, not from what we believe is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ class VllmEngine:
         self._starting = False
         self._imported: asyncio.Future[None] | None = None
         self._labels: dict[str, PolicyVersion] = {}
+        self._sampling = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def loaded(self) -> PolicyVersion | None:
@@ -100,8 +104,9 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            async with asyncio.timeout(SAMPLE_SECONDS):
-                finished = await self._generate(request)
+            with self._in_hand():
+                async with asyncio.timeout(SAMPLE_SECONDS):
+                    finished = await self._generate(request)
             return tuple(self._output(completion) for completion in finished.outputs)
         except EngineDeadError as error:
             self._fail("the engine's process died")
@@ -153,6 +158,7 @@ class VllmEngine:
 
     async def _change_over(self, verified: VerifiedPolicy) -> None:
         llm, path = self._llm, str(verified.directory)
+        await self._deadline(LOAD_SECONDS, self._idle.wait())
         await self._deadline(LOAD_SECONDS, llm.pause_generation(mode="wait"))
         reload = llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         await self._deadline(LOAD_SECONDS, reload)
@@ -169,6 +175,18 @@ class VllmEngine:
     async def _deadline(seconds: float, step: Coroutine[Any, Any, Any]) -> Any:
         async with asyncio.timeout(seconds):
             return await step
+
+    @contextlib.contextmanager
+    def _in_hand(self) -> Iterator[None]:
+        """A group that is being sampled; a change-over waits for all of them."""
+        self._sampling += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._sampling -= 1
+            if not self._sampling:
+                self._idle.set()
 
     async def _generate(self, request: SamplingRequest) -> Any:
         from vllm.inputs.engine import tokens_input
