@@ -5,6 +5,7 @@ A pod changes over as the design says: it stops asking, lets its groups finish, 
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 
@@ -19,9 +20,18 @@ STRAGGLER = 20
 class Pod:
     name: str
     slowness: int
+    joins: int = 0
+    """The step from which on it asks."""
     version: int = 0
     running: dict[LeaseId, float] = field(default_factory=dict)
     """Lease to the second it is done."""
+    joined_seconds: float | None = None
+    waited_seconds: float | None = None
+    """From its first question to its first lease."""
+
+
+def _four_pods() -> list[Pod]:
+    return [Pod("slow", STRAGGLER), Pod("a", 1), Pod("b", 1), Pod("c", 2)]
 
 
 @dataclass
@@ -32,11 +42,13 @@ class Simulation:
     """Share of groups that are neither all correct nor all wrong."""
     slots: int = 3
     train_seconds: int = 4
+    retry_seconds: float = math.inf
+    """How soon all pods ask again when nothing has happened."""
+    pods: list[Pod] = field(default_factory=_four_pods)
     plans: list[Plan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self.pods = [Pod("slow", STRAGGLER), Pod("a", 1), Pod("b", 1), Pod("c", 2)]
         self.newest = 0
         self.changed = False
         self.training: tuple[Plan, float] | None = None
@@ -57,9 +69,13 @@ class Simulation:
             ends.append(self.training[1])
         # After a change there may be something for those who asked before it.
         soon, self.changed = self.changed or not ends, False
-        return self.world.clock() + 0.5 if soon else max(min(ends), self.world.clock() + 0.01)
+        now = self.world.clock()
+        next_end = now + 0.5 if soon else max(min(ends), now + 0.01)
+        return min(next_end, now + self.retry_seconds)
 
     def _sample(self, pod: Pod) -> None:
+        if len(self.plans) < pod.joins:
+            return
         for lease in [one for one, done in pod.running.items() if done <= self.world.clock()]:
             del pod.running[lease]
             self.changed = True
@@ -72,7 +88,11 @@ class Simulation:
             pod.version = self.newest
         if len(pod.running) == self.slots:
             return
+        if pod.joined_seconds is None:
+            pod.joined_seconds = self.world.clock()
         for lease in self.world.lease(pod.name, pod.version, self.slots - len(pod.running)):
+            if pod.waited_seconds is None:
+                pod.waited_seconds = self.world.clock() - pod.joined_seconds
             seconds = self.random.uniform(1, 3) * pod.slowness
             pod.running[lease] = self.world.clock() + seconds
 

@@ -12,12 +12,13 @@
 --   dropped:<why>   zset by the attempt that was accepted
 --   ledger:<step>   hash: ids in order, digest, stats, state (batched | trained)
 --   workers, seen   hash and zset: rollout pods as they describe themselves, and when
+--   asking          zset by time: rollout pods that asked for more than there was room for
 --   evaluations, evaluated, e:<label>, seats: see evaluation.lua
 local META = KEYS[1]
 local PREFIX = string.sub(META, 1, -5)
 local QUEUED, LEASED, OPEN = PREFIX .. 'queued', PREFIX .. 'leased', PREFIX .. 'open'
 local READY, BATCHED, TRAINED = PREFIX .. 'ready', PREFIX .. 'batched', PREFIX .. 'trained'
-local WORKERS, SEEN = PREFIX .. 'workers', PREFIX .. 'seen'
+local WORKERS, SEEN, ASKING = PREFIX .. 'workers', PREFIX .. 'seen', PREFIX .. 'asking'
 local EVALUATIONS, EVALUATED, SEATS = PREFIX .. 'evaluations', PREFIX .. 'evaluated', PREFIX .. 'seats'
 local WHYS = { 'all_correct', 'all_wrong', 'failed' }
 local STATS = {
@@ -109,6 +110,7 @@ local function see_worker()
   local gone = redis.call('ZRANGEBYSCORE', SEEN, '-inf', NOW - 2 * settings.lease_ms)
   for _, id in ipairs(gone) do
     redis.call('ZREM', SEEN, id)
+    redis.call('ZREM', ASKING, id)
     redis.call('HDEL', WORKERS, id)
     redis.call('HDEL', SEATS, id)
   end
