@@ -4,7 +4,10 @@ The library is imported in worker processes only, here too: its guards change it
 """
 
 import json
+import os
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +17,9 @@ from dapod.dataset.procedural import generate
 from dapod.types import Outcome
 from services.reward.process import Job
 from services.reward.template import VerifierRefused, WorkerTemplate
+from services.reward.verifiers.reasoning_gym import NOT_AS_JSON
 
+HERE = Path(__file__).parent
 SOURCE = Path(find_spec("reasoning_gym").origin).parent
 
 COUNTDOWN = {"question": "", "answer": "", "metadata": {"numbers": [7, 8, 2], "target": 54}}
@@ -149,6 +154,72 @@ def test_no_other_module_of_the_library_evaluates_text():
     }
     own_parser = {"logic/propositional_logic.py"}  # a parse_expr of its own, not sympy's
     assert found == guarded | generating | own_parser
+
+
+@pytest.fixture(scope="module")
+def entries():
+    """An entry of every data set that can be both generated and scored here, as JSON by name."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "generated_entries.py")],
+        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE.parents[1])},
+        stdout=subprocess.PIPE,
+        timeout=120,
+        check=True,
+    )
+    entries = json.loads(done.stdout)
+    return {name: entries[name] for name in entries if name not in NOT_AS_JSON}
+
+
+@pytest.fixture(scope="module")
+def judge_all(entries):
+    """(data set, verification) of one answer to an entry of each; a failure ends no other."""
+    template = WorkerTemplate(
+        verifiers=[f"reasoning_gym:{name}" for name in entries], memory_bytes=256 << 20
+    )
+    template.wait_until_warm(60)
+
+    def ask(response):
+        worker = template.start_worker()
+        for dataset, entry in entries.items():
+            if not worker.alive:
+                worker.close()
+                worker = template.start_worker()
+            job = Job(verifier=f"reasoning_gym:{dataset}", response=response, answer=entry)
+            yield dataset, worker.judge(job, 20)
+        worker.close()
+
+    yield ask
+    template.close()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        *("banana", "the answer is 12", "\\frac{1}{2}", "\u0663", "\ud800", "None", "null"),
+        *("[1, 2", "[]", "[None]", "[[1]]", "{}", '{"a": 1}', "{1: 2}", "(,)", "a, b"),
+        *("1/0", "1e999", "-inf", "9" * 5000, "((((", "x" * 5000),
+    ],
+)
+def test_garbage_is_a_wrong_answer_to_every_data_set(judge_all, garbage):
+    judged = {dataset: (v.outcome, v.detail) for dataset, v in judge_all(garbage)}
+    assert len(judged) == 100
+    assert {name: said for name, said in judged.items() if said[0] is not Outcome.WRONG} == {}
+
+
+def test_a_key_whose_own_answer_cannot_be_scored_is_the_verifiers_error():
+    """Else every answer to it would be a quiet -1."""
+    template = WorkerTemplate(
+        verifiers=["reasoning_gym:prime_factorization"], memory_bytes=64 << 20
+    )
+    template.wait_until_warm(60)
+    worker = template.start_worker()
+    key = json.dumps({"answer": "banana", "metadata": {}})
+    job = Job(verifier="reasoning_gym:prime_factorization", response="2 × 3", answer=key)
+    verification = worker.judge(job, 20)
+    worker.close()
+    template.close()
+    assert verification.outcome is Outcome.ERROR
+    assert "invalid literal for int()" in verification.detail
 
 
 @pytest.mark.parametrize(

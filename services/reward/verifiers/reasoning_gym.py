@@ -3,6 +3,7 @@
 The answer column holds the entry that the data set generated (question, answer, metadata) as JSON.
 The answer is what stands in the last <answer>…</answer>, the library's own convention, or, without
 such a tag, the whole response. Only a full score of 1 is correct: DAPO's reward is right or wrong.
+An answer that a scorer raises about is wrong: some parse it with no thought of garbage.
 
 No code arrives as data (invariant 10), and the library is careless there: scorers `eval` the
 response (n_queens, spiral_matrix, …) or hand it to sympy's `parse_expr`, which is `eval` too
@@ -27,6 +28,8 @@ import sympy  # type: ignore[import-untyped]
 from dapod.reasoning_gym import import_library
 from services.reward.verifiers.judgement import UNPARSED, Judgement, RefusedVerifier, Verifier
 
+Scorer = Callable[[str, dict[str, Any]], float]
+
 NOT_AS_JSON = ("rearc",)
 """Their scorers compare tuples, which JSON makes lists: even the right answer would be wrong."""
 
@@ -49,12 +52,28 @@ def make(parameter: str) -> Verifier:
         extracted = _answer(response)
         if not extracted:
             return UNPARSED
-        return Judgement(correct=score(extracted, _entry(answer)) == 1, extracted=extracted)
+        return Judgement(correct=_full(score, extracted, answer), extracted=extracted)
 
     return judge
 
 
-def _scorer(dataset: str) -> Callable[[str, dict[str, Any]], float]:
+def _full(score: Scorer, extracted: str, answer: str) -> bool:
+    """Whether the score is 1. What the scorer raises about an answer is not the verifier's failure.
+
+    Unless it raises about the entry's own answer too: then the key is at fault.
+    """
+    entry = _entry(answer)
+    try:
+        return score(extracted, entry) == 1
+    except MemoryError:
+        raise
+    except Exception:  # prime_factorization's int("banana"): whatever its author did not expect
+        entry = _entry(answer)  # a scorer may have left its mark on the other
+        score(entry["answer"], entry)
+        return False
+
+
+def _scorer(dataset: str) -> Scorer:
     _import_guarded()
     factory = importlib.import_module("reasoning_gym.factory")
     name = f"'reasoning_gym:{dataset}'"
@@ -66,7 +85,7 @@ def _scorer(dataset: str) -> Callable[[str, dict[str, Any]], float]:
     if dataset in NOT_AS_JSON:
         raise RefusedVerifier(f"{name} cannot be used: its entries do not survive JSON")
     try:
-        scorer: Callable[[str, dict[str, Any]], float] = factory.get_score_answer_fn(dataset)
+        scorer: Scorer = factory.get_score_answer_fn(dataset)
     except ModuleNotFoundError:
         raise
     except Exception as error:  # "composite" asks for a configuration, say
