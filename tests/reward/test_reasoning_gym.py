@@ -198,6 +198,7 @@ def judge_all(entries):
         *("banana", "the answer is 12", "\\frac{1}{2}", "\u0663", "\ud800", "None", "null"),
         *("[1, 2", "[]", "[None]", "[[1]]", "{}", '{"a": 1}', "{1: 2}", "(,)", "a, b"),
         *("1/0", "1e999", "-inf", "9" * 5000, "((((", "x" * 5000),
+        *("nan", "NaN", "-nan", "nan + nani", "1 + n a n j"),
     ],
 )
 def test_garbage_is_a_wrong_answer_to_every_data_set(judge_all, garbage):

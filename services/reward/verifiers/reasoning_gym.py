@@ -33,6 +33,9 @@ Scorer = Callable[[str, dict[str, Any]], float]
 NOT_AS_JSON = ("rearc",)
 """Their scorers compare tuples, which JSON makes lists: even the right answer would be wrong."""
 
+# As complex_arithmetic reads it: float() with an "i" or "j" perhaps, and spaces do not count.
+_NOT_A_NUMBER = re.compile(r"(?<![A-Za-z])nan[ij]?(?![A-Za-z])", re.IGNORECASE)
+
 _OPEN, _CLOSE = "<answer>", "</answer>"
 
 # Numbers, single letters, a few functions and operators. No quotes, no brackets but round ones, no
@@ -64,13 +67,19 @@ def _full(score: Scorer, extracted: str, answer: str) -> bool:
     """
     entry = _entry(answer)
     try:
-        return score(extracted, entry) == 1
+        return score(extracted, entry) == 1 and not _says_nan(extracted, answer)
     except MemoryError:
         raise
     except Exception:  # prime_factorization's int("banana"): whatever its author did not expect
         entry = _entry(answer)  # a scorer may have left its mark on the other
         score(entry["answer"], entry)
         return False
+
+
+def _says_nan(extracted: str, answer: str) -> bool:
+    """complex_arithmetic scores min(1, nan), which is 1 in Python: "nan" would always be right."""
+    said, key = (_NOT_A_NUMBER.search(text.replace(" ", "")) for text in (extracted, answer))
+    return said is not None and key is None
 
 
 def _scorer(dataset: str) -> Scorer:
