@@ -12,6 +12,7 @@ from dapod.config.evaluation import Evaluation
 from dapod.config.load import ConfigError, load, parse, within
 from dapod.config.run_config import MAX_GROUP_BYTES, RunConfig
 from dapod.config.sections import (
+    MAX_DEADLINE_SECONDS,
     Algorithm,
     Buffer,
     Data,
@@ -25,6 +26,7 @@ from dapod.config.sections import (
 )
 
 __all__ = [
+    "MAX_DEADLINE_SECONDS",
     "MAX_GROUP_BYTES",
     "Algorithm",
     "Buffer",

@@ -9,11 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dapod.config.presets import DEFAULT
 from dapod.config.source import ProceduralSource, Source, parse_source
 
+MAX_DEADLINE_SECONDS = 300.0
+"""Of one verification: it is tried twice, and one Score call has 600 s."""
+
 
 class Section(BaseModel):
-    """A table of the TOML file."""
+    """A table of the TOML file. TOML has inf and nan; no setting has a use for them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -190,8 +193,8 @@ class RolloutEngine(Section):
 class Reward(Section):
     workers: int = Field(default=1, ge=1)
     """Verifier processes of one pod."""
-    deadline_seconds: float = Field(default=5.0, gt=0.0)
-    """A verifier that takes longer is killed."""
+    deadline_seconds: float = Field(default=5.0, gt=0.0, le=MAX_DEADLINE_SECONDS)
+    """A verifier that takes longer for one response is killed."""
     memory_mib: int = Field(default=512, ge=64)
     """Memory limit of one verifier process."""
 

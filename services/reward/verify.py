@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from prometheus_client import CollectorRegistry
 
-from dapod.config import Reward
+from dapod.config import MAX_DEADLINE_SECONDS, Reward
 from services.reward.metrics import RewardMetrics
 from services.reward.pool import VerifierPool
 from services.reward.stream import VerdictStream
@@ -96,7 +96,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--deadline-seconds",
-        type=_positive,
+        type=_deadline,
         default=_DEFAULTS.deadline_seconds,
         metavar="S",
         help="a worker that takes longer for one response is killed (default: %(default)s)",
@@ -117,11 +117,17 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
+def _deadline(text: str) -> float:
+    """As in a run's config, so that what was tried here can be written there."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_DEADLINE_SECONDS:  # not a number is not within bounds either
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number above 0 and at most {MAX_DEADLINE_SECONDS:g}"
+        )
+    return seconds
 
 
 if __name__ == "__main__":

@@ -61,6 +61,28 @@ def test_a_number_out_of_bounds_is_named_with_its_value():
     assert "run.steps = 0" in refusal("run.steps=0")
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("reward.deadline_seconds", "buffer.lease_seconds", "rollout.memory_gib"),
+        *("optimiser.learning_rate", "optimiser.weight_decay", "optimiser.gradient_clip"),
+        *("algorithm.clip_high", "algorithm.dual_clip", "algorithm.kl_coefficient"),
+        *("algorithm.importance_weight_cap", "sampling.temperature"),
+    ],
+)
+@pytest.mark.parametrize("number", ["inf", "nan"])
+def test_no_setting_may_be_infinite_or_no_number(key, number):
+    assert f"{key} = {number}: input should be a finite number" in refusal(f"{key}={number}")
+
+
+def test_a_verifiers_deadline_fits_twice_into_a_score_call():
+    assert "reward.deadline_seconds = 301: input should be less than or equal to 300" in refusal(
+        "reward.deadline_seconds=301"
+    )
+    config = configuration.load(QUICKSTART, ["reward.deadline_seconds=300"])
+    assert config.reward.deadline_seconds == 300
+
+
 def test_a_missing_file_and_broken_toml_are_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the config"):
         configuration.load(tmp_path / "none.toml")

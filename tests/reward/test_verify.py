@@ -138,7 +138,13 @@ def test_it_ends_when_nobody_reads_the_verdicts(start):
         (["--verifier", "python:no:f"], "dapod: --verifier 'python:no:f': importing 'no' failed"),
         ([], "dapod: the following arguments are required: --verifier"),
         (["--verifier", "integer", "--workers", "0"], "dapod: argument --workers: '0' is not"),
-        (["--verifier", "integer", "--deadline-seconds", "nan"], "'nan' is not a number above 0"),
+        *(
+            (
+                ["--verifier", "integer", "--deadline-seconds", text],
+                f"--deadline-seconds: '{text}' is not a number above 0 and at most 300",
+            )
+            for text in ("nan", "inf", "1e10", "301", "0", "soon")
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_status_2(verify, arguments, said):
