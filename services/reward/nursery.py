@@ -80,7 +80,7 @@ class Nursery:
         while not self._stopping.is_set():
             try:
                 self._keep(self._start())
-            except (BrokenWorker, OSError) as error:  # OSError: no memory or pids for a process
+            except Exception as error:  # without this thread no slot would ever have a worker again
                 self._failed(error)
 
     def _keep(self, template: WorkerTemplate) -> None:
@@ -106,6 +106,12 @@ class Nursery:
         if refused:  # at the start the user is told in a sentence of its own
             with self._changed:
                 self._refusal = str(error)
-        level = logging.WARNING if refused else logging.ERROR
-        logger.log(level, "%s; trying again in %g s", error, _RESTART_PAUSE_SECONDS)
+        logger.log(
+            logging.WARNING if refused else logging.ERROR,
+            "%s; trying again in %g s",
+            error,
+            _RESTART_PAUSE_SECONDS,
+            # BrokenWorker is a sentence; OSError: no memory, pids or descriptors for a process.
+            exc_info=not isinstance(error, BrokenWorker | OSError),
+        )
         self._stopping.wait(_RESTART_PAUSE_SECONDS)

@@ -197,6 +197,52 @@ def test_a_pool_whose_verifiers_do_not_load_is_never_warm_and_says_why(metrics, 
             pool.verify_all([job("honest")], 0.1)
 
 
+@pytest.mark.parametrize(
+    ("deadline_seconds", "response", "said"),
+    [
+        (1e10, "12", "OverflowError: "),  # no config takes that one
+        (20, object(), "TypeError: Object of type object is not JSON serializable"),
+    ],
+)
+def test_what_a_slot_did_not_expect_is_an_error_in_the_log_and_the_slot_goes_on(
+    make_pool, value, eventually, caplog, deadline_seconds, response, said
+):
+    pool = make_pool(deadline_seconds=deadline_seconds)
+    for count in (1, 2):
+        (verification,) = pool.verify_all([job("honest", response=response)], 30)
+        assert verification.outcome is Outcome.ERROR
+        assert verification.detail.startswith(said)
+        assert value("verifications_total", verifier=named("honest"), outcome="error") == count
+        eventually(lambda: pool.warm == 1, "the slot has another worker")
+    assert f"group=g1 verifier={named('honest')} given up: {said}" in caplog.text
+    assert "verifier slot 0 goes on with another worker\nTraceback" in caplog.text
+
+
+def test_a_slot_judges_the_next_job_after_one_it_did_not_expect(make_pool):
+    pool = make_pool()
+    assert outcomes(pool, job("honest", response=object()), job("honest")) == [
+        *(Outcome.ERROR, Outcome.CORRECT)
+    ]
+
+
+def test_a_module_that_writes_into_our_socket_is_given_up_again_and_again(
+    metrics, value, eventually, tmp_path, monkeypatch, caplog
+):
+    """The thread that starts templates survives what it did not expect."""
+    scribbles = "import os\nfor descriptor in range(3, 10):\n    try: os.write(descriptor, b'x')\n"
+    (tmp_path / "scribbler.py").write_text(scribbles + "    except OSError: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with VerifierPool(
+        verifiers=["python:scribbler:judge"],
+        workers=1,
+        deadline_seconds=1,
+        memory_bytes=64 << 20,
+        metrics=metrics,
+    ):
+        eventually(lambda: value("worker_start_failures_total") > 1, "it is tried again")
+    assert "JSONDecodeError" in caplog.text
+
+
 def test_the_services_own_verifiers_judge_in_the_pool(make_pool):
     pool = make_pool(verifiers=["integer", "dapo_math"])
     assert pool.verifiers == ("dapo_math", "integer")
