@@ -1,6 +1,7 @@
 """One worker process: how it ends is told apart, and nothing outlives its owner."""
 
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -40,6 +41,18 @@ def start():
             return process
 
         yield warm
+
+
+@pytest.fixture
+def many_descriptors():
+    """This process holds more of them than `select.select` can name."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    with ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while held.enter_context(open(os.devnull)).fileno() < 1024:
+            continue
+        yield
 
 
 @pytest.fixture
@@ -95,6 +108,14 @@ def test_prints_go_nowhere_and_a_huge_answer_is_cut(capfd, start, hostile):
 def test_text_of_any_kind_and_size_crosses_the_socket(process):
     for text in ("\0\r\n\u2028\U0001f600\ud800", "x" * 2_000_000, '{"correct": true}\n'):
         assert process.judge(job("honest", text, text), 20).outcome is Outcome.CORRECT
+
+
+def test_a_worker_is_served_by_a_process_with_many_descriptors(many_descriptors, start, hostile):
+    process = start(*hostile)
+    assert process.alive
+    assert process.judge(job("honest"), 20).outcome is Outcome.CORRECT
+    assert process.judge(job("leave"), 20).outcome is Outcome.KILLED
+    assert not process.alive
 
 
 def test_a_worker_killed_from_outside_is_an_outcome(process):
