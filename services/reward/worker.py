@@ -15,7 +15,7 @@ Over the control socket, a message each (SOCK_SEQPACKET), standard input of the 
 
     ← {"verifiers": ["integer"]}      once, when warm; or {"refused": "'integr' is not a verifier"}
     → start, with a socket            ← {"pid": 4711}
-    → 4711                            ← {"status": -9}      killed, if it still ran, and reaped
+    → 4711                            ← {"status": -9}      killed with its group, and reaped
 
 Over a worker's socket, one JSON object a line:
 
@@ -99,8 +99,10 @@ def fork_worker(
 ) -> int:
     template = os.getpid()
     if pid := os.fork():
+        os.setpgid(pid, pid)  # the child does it too: whoever comes first
         return pid
     try:
+        os.setpgid(0, 0)  # what its verifiers start can be killed with it
         die_with_the_parent()
         if os.getppid() == template:  # else it died before that line
             control.close()
@@ -111,7 +113,10 @@ def fork_worker(
 
 
 def end(pid: int) -> int:
-    """Nobody else reaps, so until here the pid is this worker's and nobody else's."""
+    """Nobody else reaps, so until here the pid is this worker's and nobody else's; so is the group,
+    which outlives a worker that died by itself as long as something it started runs."""
+    with contextlib.suppress(ProcessLookupError):  # a verifier may have left its group
+        os.killpg(pid, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 

@@ -5,6 +5,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -40,6 +41,19 @@ def hang_if_told(response: str, answer: str) -> bool:
 def touch_and_hang(response: str, answer: str) -> Judgement:
     Path(answer).touch()
     return hang_in_c(response, answer)
+
+
+def start(response: str, answer: str) -> Judgement:
+    """Starts a process that goes on, tells its id in the file `answer`, and ends as it is told."""
+    if response == "move":
+        os.setpgid(0, os.getpgid(os.getppid()))  # out of its own group
+    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path(answer).write_text(f"{started.pid}\n")
+    if response == "leave":
+        os._exit(3)
+    if response == "hang":
+        hang(response, answer)
+    return Judgement(correct=True, extracted=str(started.pid))
 
 
 def hoard(response: str, answer: str) -> Judgement:
@@ -118,6 +132,7 @@ NAMES = (
         "hang_in_c",
         "hang_if_told",
         "touch_and_hang",
+        "start",
         "hoard",
         "leave",
         "leave_once",

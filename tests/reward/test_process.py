@@ -182,6 +182,39 @@ def test_workers_of_one_template_are_processes_of_their_own(hostile):
     first.close()
 
 
+@pytest.mark.parametrize(
+    ("response", "outcome"), [("hang", Outcome.TIMEOUT), ("leave", Outcome.KILLED)]
+)
+def test_what_a_verifier_started_dies_with_its_worker(
+    process, tmp_path, eventually, response, outcome
+):
+    note = tmp_path / "pid"
+    assert process.judge(job("start", response, str(note)), 3).outcome is outcome
+    started = int(note.read_text())
+    eventually(lambda: not alive(started), "what the verifier started is gone")
+
+
+def test_what_idle_workers_verifiers_started_dies_when_the_pool_closes(
+    hostile, tmp_path, eventually
+):
+    template = WorkerTemplate(verifiers=hostile, memory_bytes=64 << 20)
+    template.wait_until_warm(30)
+    worker = template.start_worker()
+    started = int(worker.judge(job("start", answer=str(tmp_path / "pid")), 20).extracted)
+    assert alive(started)
+    template.close()
+    eventually(lambda: not alive(started), "what the verifier started is gone")
+    worker.close()
+
+
+def test_a_worker_that_has_left_its_group_is_killed_all_the_same(process, tmp_path):
+    note = tmp_path / "pid"
+    assert process.judge(job("start", "move", str(note)), 20).outcome is Outcome.CORRECT
+    process.close()
+    assert not alive(process.pid)
+    os.kill(int(note.read_text()), 9)
+
+
 def test_workers_die_with_a_killed_template(hostile, eventually):
     template = WorkerTemplate(verifiers=hostile, memory_bytes=64 << 20)
     template.wait_until_warm(30)
