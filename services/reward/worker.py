@@ -61,7 +61,7 @@ def main() -> None:
         try:
             verifiers = {name: load(name) for name in arguments.verifiers}
         except RefusedVerifier as error:
-            control.sendall(line({"refused": str(error)[:MAX_REFUSAL_CHARACTERS]}))
+            control.sendall(line({"refused": sendable(str(error), MAX_REFUSAL_CHARACTERS)}))
             return
         silence()
         gc.freeze()  # a collection would touch, and so copy, every page that workers share
@@ -132,13 +132,19 @@ def judge(verifiers: Mapping[str, Verifier], verifier: str, response: str, answe
     """What the verifier said, or what it raised, as a line."""
     try:
         judgement = verifiers[verifier](response, answer)
-        extracted = judgement.extracted and judgement.extracted[:MAX_DETAIL_CHARACTERS]
+        extracted = judgement.extracted and sendable(judgement.extracted, MAX_DETAIL_CHARACTERS)
         return line({"correct": judgement.correct, "extracted": extracted})
     except MemoryError:
         # What is half allocated now cannot be trusted with another job.
         os._exit(EXIT_OUT_OF_MEMORY)
     except BaseException as error:  # math-verify's own time-out is not an Exception
-        return line({"error": f"{type(error).__name__}: {error}"[:MAX_DETAIL_CHARACTERS]})
+        return line({"error": sendable(f"{type(error).__name__}: {error}", MAX_DETAIL_CHARACTERS)})
+
+
+def sendable(text: str, most: int) -> str:
+    """Cut, and without the lone surrogates that json.loads makes of "\\ud800": UTF-8 has none, so
+    protobuf would refuse the whole group."""
+    return text[:most].encode("utf-8", "replace").decode()
 
 
 def line(message: Mapping[str, Any]) -> bytes:

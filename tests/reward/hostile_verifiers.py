@@ -3,6 +3,7 @@
 `answer` tells them what to do where they need telling: a path, usually.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -105,6 +106,14 @@ def nonsense(response: str, answer: str) -> Judgement:
     return Judgement(correct="yes", extracted="1")  # type: ignore[arg-type]
 
 
+def surrogate(response: str, answer: str) -> Judgement:
+    """As a verifier that reads JSON comes to it."""
+    text = json.loads('"12\\ud800"')
+    if response == "raise":
+        raise ValueError(text)
+    return Judgement(correct=True, extracted=text)
+
+
 def score(response: str, answer: str) -> float:
     return 0.5
 
@@ -143,6 +152,7 @@ NAMES = (
         "chatter",
         "forge",
         "nonsense",
+        "surrogate",
         "score",
         "where",
         "parent",

@@ -84,13 +84,14 @@ def test_a_judgement_leaves_the_worker_alive(process, asked, outcome, extracted)
         ("refuse", Outcome.ERROR, "RuntimeError: no idea x"),
         ("refuse_loudly", Outcome.ERROR, "BaseException: not even an Exception"),
         ("nonsense", Outcome.ERROR, "no judgement"),
+        ("surrogate", Outcome.ERROR, "ValueError: 12?"),
         ("score", Outcome.ERROR, "TypeError: returned 0.5, not True, False, None"),
         ("forge", Outcome.ERROR, "over 65536 bytes"),
     ],
 )
 def test_a_failure_is_told_apart_and_ends_the_worker(process, verifier, outcome, detail):
     # Only a hang needs a short deadline; the others must not be cut off on a busy machine.
-    verification = process.judge(job(verifier), 0.3 if "hang" in verifier else 20)
+    verification = process.judge(job(verifier, "raise"), 0.3 if "hang" in verifier else 20)
     assert verification.outcome is outcome
     assert detail in verification.detail
     assert len(verification.detail) < 1000

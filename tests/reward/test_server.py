@@ -124,6 +124,13 @@ def test_a_bad_request_is_refused_with_the_field_named(serve, value_of, bad, sai
     assert value_of("wait_seconds_count") == 0  # no worker has seen it
 
 
+def test_text_that_is_no_unicode_refuses_no_group(serve):
+    stub, _ = serve()
+    odd, raised = verdicts(stub.Score(request("surrogate", "12", "raise"), timeout=30))
+    assert (odd.outcome, odd.extracted) == (Outcome.CORRECT, "12?")
+    assert raised.outcome is Outcome.ERROR
+
+
 def test_empty_text_is_a_response_like_any_other(serve):
     stub, _ = serve(verifiers=["integer"])
     assert verdicts(stub.Score(request("integer", ""), timeout=30))[0].outcome is Outcome.UNPARSED
