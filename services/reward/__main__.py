@@ -65,6 +65,8 @@ def report(health: Health, pool: VerifierPool) -> None:
     """What /readyz says: ready with one warm worker, at less speed."""
     warm = pool.warm
     said = f"{warm} of {pool.workers} verifier workers are warm"
+    if warm < pool.workers and pool.waiting_for:
+        said = f"{said}: {pool.waiting_for}"
     if warm:
         health.doing(said)
     else:

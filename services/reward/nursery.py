@@ -18,8 +18,10 @@ from services.reward.template import VerifierRefused, WorkerTemplate
 
 logger = logging.getLogger("dapod.reward")
 
+LOAD_SECONDS = 600.0
+"""One verifier's: a user's own may read a large model or table when it is imported."""
+
 _LOOK_UP_SECONDS = 1.0
-_WARM_SECONDS = 60.0
 _RESTART_PAUSE_SECONDS = 1.0
 """Between failed starts, or a verifier that does not import would eat a core."""
 _JOIN_SECONDS = 10.0
@@ -32,6 +34,9 @@ class Nursery:
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._template: WorkerTemplate | None = None  # a warm one
+        self._starting: WorkerTemplate | None = None
+        self._loading = ""
+        self._failure = ""
         self._refusal: str | None = None
         self._verifiers: tuple[str, ...] = ()
         self._thread = threading.Thread(target=self._run, name="nursery")
@@ -45,6 +50,8 @@ class Nursery:
         with self._changed:
             self._stopping.set()
             self._changed.notify_all()
+            if self._starting is not None:  # it may load for minutes yet
+                self._starting.kill()
         self._thread.join(_JOIN_SECONDS)
 
     @property
@@ -52,6 +59,12 @@ class Nursery:
         """Why no worker can judge by the names it was given; None if one can, or none is known."""
         with self._changed:
             return self._refusal
+
+    @property
+    def waiting_for(self) -> str:
+        """What there are no workers for yet; empty while there may be some."""
+        with self._changed:
+            return "; ".join(filter(None, (self._loading, self._failure)))
 
     @property
     def verifiers(self) -> tuple[str, ...]:
@@ -86,10 +99,10 @@ class Nursery:
     def _keep(self, template: WorkerTemplate) -> None:
         """From its start to its end."""
         try:
-            template.wait_until_warm(_WARM_SECONDS)
+            self._warm_up(template)
             with self._changed:
                 self._template, self._verifiers = template, template.verifiers
-                self._refusal = None
+                self._refusal, self._failure = None, ""
                 self._changed.notify_all()
                 while template.alive and not self._stopping.is_set():
                     self._changed.wait(_LOOK_UP_SECONDS)
@@ -98,13 +111,30 @@ class Nursery:
                 self._template = None
             template.close()
 
+    def _warm_up(self, template: WorkerTemplate) -> None:
+        with self._changed:
+            if self._stopping.is_set():
+                raise BrokenWorker("the pool closes")
+            self._starting = template
+        try:
+            template.wait_until_warm(LOAD_SECONDS, self._loads)
+        finally:
+            with self._changed:
+                self._starting, self._loading = None, ""
+
+    def _loads(self, name: str) -> None:
+        with self._changed:
+            self._loading = f"{name!r} is loading, for {LOAD_SECONDS:g} s at most"
+        logger.info("the verifier %s", self._loading)
+
     def _failed(self, error: Exception) -> None:
         if self._stopping.is_set():
             return
         self._metrics.worker_start_failures.inc()
         refused = isinstance(error, VerifierRefused)
-        if refused:  # at the start the user is told in a sentence of its own
-            with self._changed:
+        with self._changed:
+            self._failure = f"the last try: {error}"
+            if refused:  # at the start the user is told in a sentence of its own
                 self._refusal = str(error)
         logger.log(
             logging.WARNING if refused else logging.ERROR,

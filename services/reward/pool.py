@@ -121,6 +121,11 @@ class VerifierPool:
         """Why the workers cannot judge by a name they were given: for the user to change."""
         return self._nursery.refusal
 
+    @property
+    def waiting_for(self) -> str:
+        """What there is no worker for yet, in words; empty when there may be some."""
+        return self._nursery.waiting_for
+
     def wait_until_warm(self, seconds: float, *, workers: int | None = None) -> bool:
         """Whether that many workers (all, if not given) are warm in time."""
         wanted = self.workers if workers is None else workers

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from services.reward.process import BrokenWorker, VerifierProcess
@@ -62,12 +62,28 @@ class WorkerTemplate:
     def alive(self) -> bool:
         return self._popen.poll() is None
 
-    def wait_until_warm(self, seconds: float) -> None:
-        """Raise BrokenWorker if it does not get there."""
-        reply = self._received(seconds)
-        if "refused" in reply:
-            raise VerifierRefused(reply["refused"])
+    def wait_until_warm(
+        self, seconds: float, loading: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Raise BrokenWorker if it does not get there, VerifierRefused if that is for the user.
+
+        Each verifier has `seconds` to load; `loading` is told its name when it begins.
+        """
+        name = None
+        while "verifiers" not in (reply := self._told(seconds, name)):
+            if "refused" in reply:
+                raise VerifierRefused(reply["refused"])
+            name = reply["loading"]
+            loading(name)
         self.verifiers = tuple(reply["verifiers"])
+
+    def _told(self, seconds: float, loading: str | None) -> dict[str, Any]:
+        try:
+            return self._received(seconds)
+        except BrokenWorker as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise VerifierRefused(f"{loading!r} did not load within {seconds:g} s") from error
+            raise BrokenWorker(f"{error} while {loading!r} was loading") from error
 
     def start_worker(self) -> VerifierProcess:
         """Ready to judge. BrokenWorker when there is none to be had."""

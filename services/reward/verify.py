@@ -9,8 +9,10 @@ correct and reward are null and "error" says why. See `stream`.
 
 import argparse
 import logging
+import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -18,11 +20,14 @@ from prometheus_client import CollectorRegistry
 
 from dapod.config import MAX_DEADLINE_SECONDS, Reward
 from services.reward.metrics import RewardMetrics
+from services.reward.nursery import LOAD_SECONDS
 from services.reward.pool import VerifierPool
 from services.reward.stream import VerdictStream
 
-_WARM_SECONDS = 120.0
 _LOOK_UP_SECONDS = 0.2
+_SILENT_SECONDS = 5.0
+_PATIENCE_SECONDS = LOAD_SECONDS + 10.0
+"""The pool's own sentence about the same limit comes first."""
 _DEFAULTS = Reward()
 
 
@@ -62,13 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _wait_for_a_worker(pool: VerifierPool) -> None:
-    waited = 0.0
+    """Refused when none will come; what is being waited for is said once."""
+    started = time.monotonic()
+    silent_seconds = _SILENT_SECONDS
     while not pool.wait_until_warm(_LOOK_UP_SECONDS, workers=1):
-        waited += _LOOK_UP_SECONDS
         if pool.refusal:
             raise Refused(pool.refusal)
-        if waited > _WARM_SECONDS:
-            raise Refused(f"does not load within {_WARM_SECONDS:g} s")
+        waited = time.monotonic() - started
+        if waited > _PATIENCE_SECONDS:
+            raise Refused(f"has no worker after {waited:.0f} s: {pool.waiting_for}")
+        if waited > silent_seconds and pool.waiting_for:
+            print(f"dapod: waiting: {pool.waiting_for}", file=sys.stderr, flush=True)
+            silent_seconds = math.inf
 
 
 def _pool(chosen: argparse.Namespace) -> VerifierPool:

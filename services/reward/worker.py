@@ -13,6 +13,7 @@ never the service itself. Standard library only, and no verifier but those it is
 
 Over the control socket, a message each (SOCK_SEQPACKET), standard input of the template:
 
+    ← {"loading": "integer"}          for each of them
     ← {"verifiers": ["integer"]}      once, when warm; or {"refused": "'integr' is not a verifier"}
     → start, with a socket            ← {"pid": 4711}
     → 4711                            ← {"status": -9}      killed with its group, and reaped
@@ -33,7 +34,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,22 @@ def main() -> None:
     # The service died or closed the pool; it needs no farewell.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         try:
-            verifiers = {name: load(name) for name in arguments.verifiers}
+            verifiers = load_all(control, arguments.verifiers)
         except RefusedVerifier as error:
             control.sendall(line({"refused": sendable(str(error), MAX_REFUSAL_CHARACTERS)}))
             return
         silence()
         gc.freeze()  # a collection would touch, and so copy, every page that workers share
         start_and_end_workers(control, verifiers, arguments.memory_bytes)
+
+
+def load_all(control: socket.socket, names: Sequence[str]) -> dict[str, Verifier]:
+    """It may take minutes, so it says what it is at."""
+    verifiers = {}
+    for name in names:
+        control.sendall(line({"loading": name}))
+        verifiers[name] = load(name)
+    return verifiers
 
 
 def start_and_end_workers(

@@ -169,6 +169,16 @@ def test_grace_is_longer_than_all_that_is_waited_for(component: str, drains: lis
     assert pod.spec["terminationGracePeriodSeconds"] >= waits + 10
 
 
+def test_a_reward_pod_has_time_to_load_a_verifier_of_training_and_one_of_evaluation(
+    manifests: Manifests,
+) -> None:
+    needed = 2 * constant("services/reward/nursery.py", "LOAD_SECONDS")
+    for pod in pods(manifests):
+        if pod.component == "reward":
+            probe = pod.containers[0]["startupProbe"]
+            assert probe["failureThreshold"] * probe["periodSeconds"] > needed
+
+
 def test_a_rollout_has_time_to_give_its_leases_back_and_end_its_engine(
     manifests: Manifests,
 ) -> None:

@@ -24,6 +24,19 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
+def slow_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A verifier that loads once the file "loads" is there."""
+    (tmp_path / "slow.py").write_text(
+        f"import pathlib, time\n"
+        f"while not pathlib.Path({str(tmp_path / 'loads')!r}).exists():\n"
+        f"    time.sleep(0.01)\n"
+        f"def judge(response, answer): return response == answer\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "python:slow:judge"
+
+
+@pytest.fixture
 def eventually() -> Callable[[Callable[[], bool], str], None]:
     """Wait for a predicate; the description says what did not happen."""
 

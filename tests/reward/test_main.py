@@ -160,6 +160,20 @@ def test_a_verifier_that_does_not_load_ends_it_with_one_sentence(start, name, se
     assert said.splitlines()[-1] == sentence
 
 
+def test_while_a_verifier_loads_it_says_so_and_leaves_at_once_when_told(
+    start, eventually, tmp_path, slow_to_load
+):
+    config = QUICKSTART.replace('verifier = "integer"', f'verifier = "{slow_to_load}"')
+    process, _, ops_port = start(config, PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]))
+    said = "'python:slow:judge' is loading, for 600 s at most"
+    eventually(lambda: said in page(ops_port, "/readyz")[1], "it says what it waits for")
+    assert page(ops_port, "/readyz")[0] == 503
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert f"the verifier {said}" in log
+
+
 def test_without_a_warm_worker_it_is_not_ready_and_says_why(metrics):
     health = Health()
     pool = VerifierPool(

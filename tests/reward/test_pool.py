@@ -1,5 +1,6 @@
 """The pool with real worker processes: retries, and what a hostile job may cost the others."""
 
+import logging
 import math
 import os
 import signal
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dapod.types import Outcome
+from services.reward import nursery
 from services.reward.pool import PoolStopped, VerifierPool
 from services.reward.process import Job
 
@@ -30,6 +32,18 @@ def outcomes(pool, *jobs):
 def value(registry):
     """A metric's value now."""
     return lambda name, **labels: registry.get_sample_value(f"dapod_reward_{name}", labels)
+
+
+@pytest.fixture
+def make_cold_pool(metrics):
+    """A pool that need not become warm."""
+    return lambda verifier: VerifierPool(
+        verifiers=[verifier],
+        workers=1,
+        deadline_seconds=20,
+        memory_bytes=64 << 20,
+        metrics=metrics,
+    )
 
 
 def test_verifications_come_back_in_the_order_of_the_jobs(make_pool):
@@ -181,14 +195,10 @@ def test_stopping_kills_the_workers_and_wakes_every_caller(make_pool, value, eve
             os.kill(pid, 0)
 
 
-def test_a_pool_whose_verifiers_do_not_load_is_never_warm_and_says_why(metrics, value, eventually):
-    with VerifierPool(
-        verifiers=["python:no_such_module:judge"],
-        workers=1,
-        deadline_seconds=1,
-        memory_bytes=64 << 20,
-        metrics=metrics,
-    ) as pool:
+def test_a_pool_whose_verifiers_do_not_load_is_never_warm_and_says_why(
+    make_cold_pool, value, eventually
+):
+    with make_cold_pool("python:no_such_module:judge") as pool:
         eventually(lambda: pool.refusal, "the refusal is known")
         assert "importing 'no_such_module' failed with ModuleNotFoundError" in pool.refusal
         assert value("worker_start_failures_total") > 0
@@ -225,20 +235,49 @@ def test_a_slot_judges_the_next_job_after_one_it_did_not_expect(make_pool):
     ]
 
 
+def test_a_verifier_that_loads_for_long_is_waited_for_by_its_name(
+    make_cold_pool, slow_to_load, tmp_path, eventually, caplog
+):
+    caplog.set_level(logging.INFO)
+    said = "'python:slow:judge' is loading, for 600 s at most"
+    with make_cold_pool(slow_to_load) as pool:
+        eventually(lambda: pool.waiting_for == said, "it says what it waits for")
+        assert f"the verifier {said}" in caplog.text
+        (tmp_path / "loads").touch()
+        assert pool.wait_until_warm(20)
+        assert pool.waiting_for == ""
+
+
+def test_a_verifier_that_does_not_load_in_time_is_named_and_tried_again(
+    make_cold_pool, slow_to_load, tmp_path, eventually, value, caplog, monkeypatch
+):
+    monkeypatch.setattr(nursery, "LOAD_SECONDS", 0.5)
+    said = "'python:slow:judge' did not load within 0.5 s"
+    with make_cold_pool(slow_to_load) as pool:
+        eventually(lambda: pool.refusal == said, "the limit is passed")
+        assert f"{said}; trying again in 1 s" in caplog.text
+        assert value("worker_start_failures_total") > 0
+        eventually(lambda: f"; the last try: {said}" in pool.waiting_for, "the next try")
+        (tmp_path / "loads").touch()
+        assert pool.wait_until_warm(20)
+        assert (pool.refusal, pool.waiting_for) == (None, "")
+
+
+def test_a_pool_closes_at_once_while_a_verifier_loads(make_cold_pool, slow_to_load, eventually):
+    before = threading.active_count()
+    with make_cold_pool(slow_to_load) as pool:
+        eventually(lambda: "is loading" in pool.waiting_for, "it loads")
+    assert threading.active_count() == before
+
+
 def test_a_module_that_writes_into_our_socket_is_given_up_again_and_again(
-    metrics, value, eventually, tmp_path, monkeypatch, caplog
+    make_cold_pool, value, eventually, tmp_path, monkeypatch, caplog
 ):
     """The thread that starts templates survives what it did not expect."""
     scribbles = "import os\nfor descriptor in range(3, 10):\n    try: os.write(descriptor, b'x')\n"
     (tmp_path / "scribbler.py").write_text(scribbles + "    except OSError: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with VerifierPool(
-        verifiers=["python:scribbler:judge"],
-        workers=1,
-        deadline_seconds=1,
-        memory_bytes=64 << 20,
-        metrics=metrics,
-    ):
+    with make_cold_pool("python:scribbler:judge"):
         eventually(lambda: value("worker_start_failures_total") > 1, "it is tried again")
     assert "JSONDecodeError" in caplog.text
 

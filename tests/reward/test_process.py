@@ -148,6 +148,22 @@ def test_a_name_that_gives_no_verifier_is_refused_with_a_sentence(
         start(name)
 
 
+def test_a_verifier_that_loads_too_long_is_refused_with_its_name_and_the_limit(slow_to_load):
+    template = WorkerTemplate(verifiers=["integer", slow_to_load], memory_bytes=64 << 20)
+    loaded = []
+    with pytest.raises(VerifierRefused, match=r"^'python:slow:judge' did not load within 0\.5 s$"):
+        template.wait_until_warm(0.5, loaded.append)
+    template.close()
+    assert loaded == ["integer", slow_to_load]
+
+
+def test_a_verifier_that_kills_its_process_while_it_loads_is_named(start, tmp_path, monkeypatch):
+    (tmp_path / "fatal.py").write_text("import os; os._exit(9)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(BrokenWorker, match=r"exit status 9\) while 'python:fatal:f' was loading"):
+        start("python:fatal:f")
+
+
 def test_what_a_module_prints_while_imported_is_no_result(start, tmp_path, monkeypatch, capfd):
     (tmp_path / "chatty.py").write_text("print('hello')\ndef f(response, answer): return True\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -20,10 +20,10 @@ def start():
     """Start the program; killed at the end if it still runs."""
     started = []
 
-    def run(*arguments):
+    def run(*arguments, more_path=HERE):
         process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "services.reward.verify", *arguments],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(more_path)])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -129,6 +129,15 @@ def test_it_ends_when_nobody_reads_the_verdicts(start):
     process.stdin.close()
     assert process.wait(20) == 1
     assert process.stderr.read() == b""
+
+
+def test_a_verifier_that_loads_for_long_is_waited_for_by_its_name(start, tmp_path, slow_to_load):
+    process = start("--verifier", slow_to_load, more_path=tmp_path)
+    said = process.stderr.readline().decode()
+    assert said == "dapod: waiting: 'python:slow:judge' is loading, for 600 s at most\n"
+    (tmp_path / "loads").touch()
+    out, err = process.communicate(line("12"), timeout=20)
+    assert (json.loads(out)["outcome"], err) == ("correct", b"")
 
 
 @pytest.mark.parametrize(
