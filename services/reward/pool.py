@@ -188,6 +188,9 @@ class VerifierPool:
             except queue.Empty:
                 continue
             if ticket is not None and ticket.give_up_at > time.monotonic():
+                if not process.alive:  # it died while it waited, through no fault of this job's
+                    self._queue.put(ticket)
+                    return
                 with self._answered(ticket):
                     self._verify(process, ticket)
 

@@ -48,20 +48,27 @@ class VerifierProcess:
     """A started worker, warm from the first moment; of use until it is no longer `alive`."""
 
     def __init__(
-        self, *, connection: socket.socket, pid: int, end: Callable[[int], int | None]
+        self,
+        *,
+        connection: socket.socket,
+        pid: int,
+        end: Callable[[int], int | None],
+        template_alive: Callable[[], bool],
     ) -> None:
         """`end` kills by pid, if need be, and returns the exit status, if it can be known."""
         self.pid = pid
         self._connection = connection
         self._end = end
+        self._template_alive = template_alive
         self._ended = False
         self._status: int | None = None
         self._received = b""
 
     @property
     def alive(self) -> bool:
-        """Between two jobs: a worker says nothing unasked, so what can be read is its end."""
-        return not self._ended and not _readable(self._connection)
+        """Between two jobs: a worker says nothing unasked, so what can be read is its end. It dies
+        a moment after its template."""
+        return not self._ended and self._template_alive() and not _readable(self._connection)
 
     def judge(self, job: Job, seconds: float) -> Verification:
         """Never raises for what the job does. Whatever is no judgement leaves the process dead.

@@ -96,7 +96,9 @@ class WorkerTemplate:
         except BaseException:
             ours.close()
             raise
-        return VerifierProcess(connection=ours, pid=pid, end=self._end)
+        return VerifierProcess(
+            connection=ours, pid=pid, end=self._end, template_alive=lambda: self.alive
+        )
 
     def kill(self) -> None:
         """SIGKILL, by pid; its workers die with it. Safe to repeat and from another thread."""
