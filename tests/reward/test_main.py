@@ -142,8 +142,9 @@ def test_without_the_certificate_it_was_told_of_it_ends_with_one_sentence(start,
     [
         (
             "integr",
-            "dapod: data.verifier = 'integr' is not a verifier; use one of dapo_math, gsm8k, "
-            "integer, math_verify, python:<module>:<function>, reasoning_gym:<dataset>",
+            "dapod: data.verifier = 'integr' is not a verifier; use one of dapo_math, "
+            "dapo_math:boxed, gsm8k, integer, math_verify, python:<module>:<function>, "
+            "reasoning_gym:<dataset>",
         ),
         (
             "python:nowhere:judge",

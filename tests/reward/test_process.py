@@ -129,7 +129,7 @@ def test_a_worker_killed_from_outside_is_an_outcome(process):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("integr", "'integr' is not a verifier; use one of dapo_math, gsm8k, integer, "),
+        ("integr", "'integr' is not a verifier; use one of dapo_math, dapo_math:boxed, gsm8k, "),
         ("integer:3", "'integer:3' is not a verifier"),
         ("python", "'python' is not a verifier; use one of .*python:<module>:<function>"),
         ("python:os", "'python:os' is incomplete; write python:<module>:<function>"),
@@ -171,7 +171,7 @@ def test_what_a_module_prints_while_imported_is_no_result(start, tmp_path, monke
     assert capfd.readouterr() == ("", "hello\n")
 
 
-@pytest.mark.parametrize("name", ["dapo_math", "gsm8k", "integer"])
+@pytest.mark.parametrize("name", ["dapo_math", "dapo_math:boxed", "gsm8k", "integer"])
 def test_a_lean_verifiers_worker_imports_no_heavy_library(name):
     script = (
         "import sys; from services.reward import worker; worker.load(sys.argv[1]);"

@@ -6,8 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.reward.verifiers import Judgement, load
-from services.reward.verifiers.dapo_math import TAIL_CHARACTERS, dapo_math, normalise
+from services.reward.verifiers import Judgement, RefusedVerifier, load
+from services.reward.verifiers.dapo_math import (
+    TAIL_CHARACTERS,
+    dapo_math,
+    dapo_math_boxed,
+    normalise,
+)
 from services.reward.verifiers.gsm8k import gsm8k
 from services.reward.verifiers.integer import integer
 
@@ -154,6 +159,44 @@ def test_without_an_answer_line_near_the_end_nothing_is_parsed(response):
     assert dapo_math(response, "34") == UNPARSED
 
 
+@pytest.mark.parametrize(
+    ("response", "answer", "correct"),
+    [
+        ("Answer: 34", "34", True),
+        ("\\boxed{34}", "34", True),
+        ("so it is $\\boxed{34}$.", "34", True),
+        ("\\boxed{\\frac{1}{2}}", "\\frac12", True),
+        ("\\boxed{\\text{odd}}", "odd", True),
+        ("\\boxed{\\boxed{34}}", "34", True),
+        ("\\boxed{\\{34\\}}", "\\{34\\}", True),
+        ("\\boxed{\\{34}", "\\{34", True),  # an escaped brace opens nothing
+        ("\\boxed{35} no, \\boxed{34}", "34", True),
+        ("\\boxed{34} no, \\boxed{35}", "34", False),
+        ("\\boxed{34}\nAnswer: 35", "34", False),  # a line that says so counts
+        ("Answer: 35\n\\boxed{34}", "34", False),
+        ("Answer:\n\\boxed{34}", "34", True),
+        ("Answer:\n\n" + " " * 300 + "\\boxed{34}", "34", True),
+        ("\\boxed{34", "34", None),
+        ("\\boxed{34} and \\boxed{3", "34", None),
+        ("\\boxed{}", "34", False),
+        ("\\boxed 34", "34", None),
+        ("34", "34", None),
+        ("\\boxed{34}" + "x" * (TAIL_CHARACTERS - len("\\boxed{34}")), "34", True),
+        ("\\boxed{34}" + "x" * TAIL_CHARACTERS, "34", None),
+    ],
+)
+def test_dapo_math_boxed_takes_the_last_box_where_no_line_says_answer(response, answer, correct):
+    assert load("dapo_math:boxed")(response, answer).correct is correct
+
+
+@pytest.mark.parametrize(
+    "name", ["dapo_math:", "dapo_math:box", "dapo_math:boxed:2", "gsm8k:boxed", "integer:", ""]
+)
+def test_any_other_parameter_is_refused_with_the_known_forms(name):
+    with pytest.raises(RefusedVerifier, match="use one of dapo_math, dapo_math:boxed, gsm8k, int"):
+        load(name)
+
+
 def test_case_counts_in_an_answer():
     assert dapo_math("Answer: x", "X").correct is False
 
@@ -242,7 +285,7 @@ LATEX = st.lists(PIECES | st.text(max_size=3), max_size=60).map("".join)
 @settings(max_examples=300, deadline=None)
 @given(response=st.text() | LATEX)
 def test_no_text_makes_a_verifier_raise_or_contradict_itself(response):
-    for name in ("dapo_math", "gsm8k", "integer"):
+    for name in ("dapo_math", "dapo_math:boxed", "gsm8k", "integer"):
         judgement = load(name)(response, "34")
         assert (judgement.correct is None) == (judgement.extracted is None)
 
@@ -270,5 +313,6 @@ def test_a_long_key_or_response_is_read_in_linear_time(piece, count):
     started = time.process_time()
     normalise(piece * count)
     dapo_math(piece * count, "34")
+    dapo_math_boxed(piece * count, "34")
     gsm8k(piece * count, "34")
     assert time.process_time() - started < 5

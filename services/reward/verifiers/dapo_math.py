@@ -4,7 +4,9 @@ What it does is the paper's published evaluation (BytedTsinghua-SIA/DAPO, eval/m
 normalises as Minerva does (Lewkowycz et al. 2022, arXiv 2206.14858, appendix D.1); the two lists of
 expressions below are theirs, the code is ours. Departures:
 
-1. There is no \boxed{} fallback (verl added one later; it changes the reward).
+1. There is no \boxed{} fallback (verl added one later; it changes the reward) unless it is asked
+   for by name: `dapo_math:boxed` takes the last \boxed{…} of the same tail where no line says
+   "Answer:".
 2. Everything is linear in the text: wrappers are removed with `str.find`, not with lazy regular
    expressions, which are quadratic on text without the closing brace (verl#6673).
 3. Without an "Answer:" line the response is unparsed, not the answer "[INVALID]"; a key that
@@ -16,6 +18,7 @@ Quirks are kept, because a reward that differs is another task: "42." and "50%" 
 
 import re
 
+from services.reward.verifiers.box import OPENING, last_box
 from services.reward.verifiers.judgement import UNPARSED, Judgement, Verifier
 
 TAIL_CHARACTERS = 300
@@ -50,20 +53,41 @@ _SHORT_FRACTION = re.compile(r"frac([^{])(.)")  # \frac12 means \frac{1}{2}
 _SHORT_ROOT = re.compile(r"sqrt([^{])")  # \sqrt2 means \sqrt{2}
 
 
-def make(_parameter: str) -> Verifier:
-    return dapo_math
+def make(parameter: str) -> Verifier:
+    return dapo_math_boxed if parameter == "boxed" else dapo_math
 
 
 def dapo_math(response: str, answer: str) -> Judgement:
     """Judge a response that should end in a line "Answer: $Answer"."""
+    return _compared(_answer_line(response[-TAIL_CHARACTERS:]), answer)
+
+
+def dapo_math_boxed(response: str, answer: str) -> Judgement:
+    """Judge a response that should end in a line "Answer: $Answer", or in a box."""
+    tail = response[-TAIL_CHARACTERS:]
+    said = _answer_line(tail)
+    return _compared(_in_box(tail) if said is None else said, answer)
+
+
+def _compared(said: str | None, answer: str) -> Judgement:
     key = normalise(answer)
     if not key:
         raise ValueError(f"the key {answer[:40]!r} has nothing to compare with")
-    lines = _ANSWER.findall(response[-TAIL_CHARACTERS:])
-    if not lines:
+    if said is None:
         return UNPARSED
-    extracted = normalise(lines[-1])
+    extracted = normalise(said)
     return Judgement(correct=extracted == key, extracted=extracted)
+
+
+def _answer_line(tail: str) -> str | None:
+    lines: list[str] = _ANSWER.findall(tail)
+    return lines[-1] if lines else None
+
+
+def _in_box(tail: str) -> str | None:
+    """A box that is never closed holds nothing."""
+    box = last_box(tail, TAIL_CHARACTERS)
+    return box[len(OPENING) : -1] if box else None
 
 
 def normalise(answer: str) -> str:

@@ -14,7 +14,6 @@ response's end, as the library finds it ("the answer is …", $…$, a number). 
 """
 
 import logging
-import re
 from functools import lru_cache
 from typing import Any
 
@@ -26,14 +25,12 @@ from math_verify import (  # type: ignore[import-untyped]
 )
 from sympy import nan, zoo  # type: ignore[import-untyped]
 
+from services.reward.verifiers.box import OPENING, last_box
 from services.reward.verifiers.judgement import UNPARSED, Judgement, Verifier
 
 EXPRESSION_CHARACTERS = 1000
 
 _EXTRACTION = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
-_BOX = "\\boxed{"
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace opens nothing
-
 
 _WARM_UP = (
     (r"the answer is $x^2+2x+\frac{1}{2}$", r"\frac{2(x+1)^2-1}{2}"),
@@ -55,7 +52,7 @@ def make(_parameter: str) -> Verifier:
 def math_verify(response: str, answer: str) -> Judgement:
     """Judge a response that says its answer in a box or last."""
     key = _key(answer)
-    box = _last_box(response)
+    box = last_box(response, EXPRESSION_CHARACTERS)
     expression = _end(response) if box is None else box
     said = _parsed(expression)
     if not said:
@@ -66,23 +63,10 @@ def math_verify(response: str, answer: str) -> Judgement:
 @lru_cache(maxsize=64)  # a group's rollouts share their key
 def _key(answer: str) -> list[Any]:
     """A key without a box or dollars is LaTeX all the same."""
-    key = _parsed(_last_box(answer) or f"{_BOX}{answer}}}")
+    key = _parsed(last_box(answer, EXPRESSION_CHARACTERS) or f"{OPENING}{answer}}}")
     if not key:
         raise ValueError(f"the key {answer[:40]!r} is no expression")
     return key
-
-
-def _last_box(text: str) -> str | None:
-    r"""The last \boxed{…}, braces balanced; empty if it has no end where one is looked for."""
-    start = text.rfind(_BOX)
-    if start < 0:
-        return None
-    depth = 0
-    for brace in _BRACES.finditer(text, start + len(_BOX) - 1, start + EXPRESSION_CHARACTERS):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return text[start : brace.end()]
-    return ""
 
 
 def _end(response: str) -> str:
