@@ -6,12 +6,14 @@ first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dapod.config import ConfigError, Data
 from dapod.dataset.rows import Message, RawRow, Row
+from dapod.key import MAX_KEY_CHARACTERS
 
 ROLES = ("system", "user", "assistant")
 
@@ -28,7 +30,7 @@ class Layout:
         answer = self._column(raw, "answer_column")
         return Row(
             messages=self._messages(prompt, raw.place),
-            answer=self._text(answer, "answer_column", raw.place),
+            answer=self._key(answer, raw.place),
             place=raw.place,
         )
 
@@ -39,11 +41,20 @@ class Layout:
         except KeyError:
             raise missing(key, name, raw.place, columns(raw.values)) from None
 
+    def _key(self, value: object, place: str) -> str:
+        text = self._text(value, "answer_column", place)
+        if len(text) > MAX_KEY_CHARACTERS:
+            long = f"has {len(text)} characters; a verifier takes {MAX_KEY_CHARACTERS} at most"
+            raise self._wrong("answer_column", place, long)
+        return text
+
     def _text(self, value: object, key: str, place: str) -> str:
         # A bool is an int to Python, and "True" the answer to nothing.
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise self._wrong(key, place, f"is {_kind(value)}, not text or a number")
-        text = str(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self._wrong(key, place, f"is {value}, not a number that can be written")
+        text = _written(value)
         if not text.strip():
             raise self._wrong(key, place, "is empty")
         return text
@@ -103,6 +114,11 @@ def missing(key: str, name: str, place: str, there: list[str]) -> ConfigError:
     return ConfigError(
         f"data.{key}: {place} has no column {name!r} (its columns: {', '.join(map(repr, there))})"
     )
+
+
+def _written(value: str | int | float) -> str:
+    """A column of integers with one gap is a column of floats to many a tool: 34.0 is 34."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _kind(value: object) -> str:

@@ -10,6 +10,7 @@ import grpc
 
 from dapod import algorithm, wire
 from dapod.config import RunConfig
+from dapod.key import MAX_KEY_CHARACTERS
 from dapod.rpc import Refusal, answering
 from dapod.types import Outcome, Verdict
 from dapod.v1 import reward_pb2, reward_pb2_grpc
@@ -19,7 +20,6 @@ from services.reward.process import Job, Verification
 
 MAX_RESPONSES = 1024  # algorithm.group_size goes no higher
 MAX_TEXT_CHARACTERS = 4 * 1024 * 1024  # 20,480 tokens of 200 characters
-MAX_ANSWER_CHARACTERS = 100_000  # a reasoning-gym entry as JSON may be 14,000
 MAX_CALL_SECONDS = 600.0
 """For a caller that set no deadline."""
 
@@ -93,8 +93,8 @@ def _check(request: reward_pb2.ScoreRequest, verifiers: tuple[str, ...]) -> None
         raise ValueError(f"verifier: {request.verifier!r} is not one of {known}")
     if not request.answer.strip():
         raise ValueError("answer: must not be empty")
-    if len(request.answer) > MAX_ANSWER_CHARACTERS:
-        raise ValueError(f"answer: over {MAX_ANSWER_CHARACTERS} characters")
+    if len(request.answer) > MAX_KEY_CHARACTERS:
+        raise ValueError(f"answer: over {MAX_KEY_CHARACTERS} characters")
     if not 1 <= len(request.responses) <= MAX_RESPONSES:
         raise ValueError(f"responses: 1 to {MAX_RESPONSES} wanted, got {len(request.responses)}")
 

@@ -8,10 +8,11 @@ import pytest
 
 from dapod import config as configuration
 from dapod import wire
+from dapod.key import MAX_KEY_CHARACTERS
 from dapod.rpc import RpcServer, channel
 from dapod.types import Outcome
 from dapod.v1 import reward_pb2, reward_pb2_grpc
-from services.reward.server import MAX_ANSWER_CHARACTERS, MAX_TEXT_CHARACTERS, RewardServicer
+from services.reward.server import MAX_TEXT_CHARACTERS, RewardServicer
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
 
@@ -109,7 +110,7 @@ def test_a_long_response_is_punished_softly_right_or_wrong(serve, tokens, penalt
         (request("integr", "12"), "verifier: 'python:hostile_verifiers:integr' is not one of"),
         (request("", "12"), "verifier: '' is not one of"),
         (request("honest", "12", answer=" "), "answer: must not be empty"),
-        (request("honest", "12", answer="1" * (MAX_ANSWER_CHARACTERS + 1)), "answer: over"),
+        (request("honest", "12", answer="1" * (MAX_KEY_CHARACTERS + 1)), "answer: over"),
         (request("honest"), "responses: 1 to 1024 wanted, got 0"),
         (request("honest", *["12"] * 1025), "responses: 1 to 1024 wanted, got 1025"),
         (request("honest", "12", tokens=0), "responses[0].tokens: must be at least 1"),

@@ -15,6 +15,7 @@ from dapod.dataset.arrow_keys import row_keys
 from dapod.dataset.distinct import distinct
 from dapod.dataset.parquet import ParquetReader
 from dapod.dataset.rows import Repeated
+from dapod.key import MAX_KEY_CHARACTERS
 
 
 def dapo_math(index: int, problem: str = "", answer: str = "") -> dict[str, object]:
@@ -139,6 +140,15 @@ def test_a_line_separator_inside_a_string_ends_no_line(tmp_path):
         ({"prompt": " ", "answer": "1"}, "'prompt' is empty"),
         ({"prompt": "x", "answer": ["1"]}, "'answer' is a list, not text or a number"),
         ({"prompt": "x", "answer": True}, "'answer' is a bool, not text or a number"),
+        (
+            {"prompt": "x", "answer": float("nan")},
+            "'answer' is nan, not a number that can",
+        ),
+        ({"prompt": "x", "answer": float("-inf")}, "'answer' is -inf, not a number"),
+        (
+            {"prompt": "x", "answer": "1" * (MAX_KEY_CHARACTERS + 1)},
+            "'answer' has 100001 characters; a verifier takes 100000 at most",
+        ),
         ({"prompt": ["x"], "answer": "1"}, "is a list, but not of {role, content}"),
         ({"prompt": [], "answer": "1"}, "no message of the user at its end"),
         (
@@ -156,6 +166,20 @@ def test_a_value_of_the_wrong_kind_is_named_with_its_place(tmp_path, row, says):
     sentence = refusal(Data(path=str(file), verifier="integer"))
     assert sentence.startswith("data.") and f"{file} line 2: " in sentence
     assert says in sentence
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_numbers_are_keys_as_people_write_them(tmp_path, name):
+    answers = [34.0, -2.0, 0.5, 1e15]
+    rows = [{"prompt": f"p{n}", "answer": answer} for n, answer in enumerate(answers)]
+    data = Data(path=str(write(tmp_path / name, rows)), verifier="integer")
+    assert [row.answer for row in read_rows(data)] == ["34", "-2", "0.5", "1000000000000000"]
+
+
+def test_the_longest_key_is_a_key_and_a_prompt_may_be_longer(tmp_path):
+    row = {"prompt": "p" * (MAX_KEY_CHARACTERS + 1), "answer": "1" * MAX_KEY_CHARACTERS}
+    data = Data(path=str(write(tmp_path / "a.jsonl", [row])), verifier="integer")
+    assert len(read_rows(data)[0].answer) == MAX_KEY_CHARACTERS
 
 
 def test_a_missing_column_is_answered_with_those_that_are_there(tmp_path):
