@@ -57,6 +57,8 @@ class Layout:
         text = _written(value)
         if not text.strip():
             raise self._wrong(key, place, "is empty")
+        if not _is_unicode(text):
+            raise self._wrong(key, place, "holds half a surrogate pair, which is no Unicode")
         return text
 
     def _messages(self, prompt: object, place: str) -> tuple[Message, ...]:
@@ -119,6 +121,15 @@ def missing(key: str, name: str, place: str, there: list[str]) -> ConfigError:
 def _written(value: str | int | float) -> str:
     """A column of integers with one gap is a column of floats to many a tool: 34.0 is 34."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON's "\\ud800" is a str to Python, and nothing to a tokenizer or a message."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(value: object) -> str:

@@ -138,6 +138,8 @@ def test_a_line_separator_inside_a_string_ends_no_line(tmp_path):
         ({"prompt": None, "answer": "1"}, "'prompt' is missing, not text or a number"),
         ({"prompt": {"a": 1}, "answer": "1"}, "'prompt' is a dict, not text or a number"),
         ({"prompt": " ", "answer": "1"}, "'prompt' is empty"),
+        ({"prompt": "\ud83d", "answer": "1"}, "'prompt' holds half a surrogate pair"),
+        ({"prompt": "x", "answer": "\ud83d"}, "'answer' holds half a surrogate pair"),
         ({"prompt": "x", "answer": ["1"]}, "'answer' is a list, not text or a number"),
         ({"prompt": "x", "answer": True}, "'answer' is a bool, not text or a number"),
         (
