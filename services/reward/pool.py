@@ -32,7 +32,12 @@ from typing import Self
 from dapod.types import Outcome
 from services.reward.metrics import RewardMetrics
 from services.reward.nursery import Nursery
-from services.reward.process import Job, Verification, VerifierProcess
+from services.reward.process import (
+    MAX_RESPONSE_CHARACTERS,
+    Job,
+    Verification,
+    VerifierProcess,
+)
 from services.reward.template import WorkerTemplate
 
 logger = logging.getLogger("dapod.reward")
@@ -143,14 +148,25 @@ class VerifierPool:
         return [future.result(0) for future in futures]
 
     def submit(self, job: Job, seconds: float) -> "Future[Verification]":
-        """Judge one job; nobody begins with it after `seconds`, and the future stays open."""
+        """Judge one job; nobody begins with it after `seconds`, and the future stays open.
+
+        A response that is too long is an `error`: to refuse it would refuse its group, for ever.
+        """
         now = time.monotonic()
         ticket = _Ticket(job=job, give_up_at=now + seconds, queued_at=now)
+        if len(job.response) > MAX_RESPONSE_CHARACTERS:
+            self._leave_out(ticket, f"the response has over {MAX_RESPONSE_CHARACTERS} characters")
+            return ticket.future
         with self._changed:  # `__exit__` empties the queue; nothing may come after that
             if self._stopping.is_set():
                 raise PoolStopped
             self._queue.put(ticket)
         return ticket.future
+
+    def _leave_out(self, ticket: _Ticket, why: str) -> None:
+        job = ticket.job
+        logger.warning("group=%s verifier=%s not tried: %s", job.group_id, job.verifier, why)
+        self._finish(ticket, Verification(outcome=Outcome.ERROR, detail=why))
 
     # One slot: a thread that uses one process after the other.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from dapod.types import Outcome
 
+MAX_RESPONSE_CHARACTERS = 4 * 1024 * 1024  # 20,480 tokens of 200 characters
 MAX_REPLY_BYTES = 64 * 1024
 
 

@@ -19,7 +19,6 @@ from services.reward.pool import PoolStopped, VerifierPool
 from services.reward.process import Job, Verification
 
 MAX_RESPONSES = 1024  # algorithm.group_size goes no higher
-MAX_TEXT_CHARACTERS = 4 * 1024 * 1024  # 20,480 tokens of 200 characters
 MAX_CALL_SECONDS = 600.0
 """For a caller that set no deadline."""
 
@@ -74,8 +73,6 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 def _jobs(request: reward_pb2.ScoreRequest, verifiers: tuple[str, ...]) -> list[Job]:
     """The request, checked; a ValueError names the field."""
     _check(request, verifiers)
-    for i, response in enumerate(request.responses):
-        _check_response(response, f"responses[{i}]")
     return [
         Job(
             verifier=request.verifier,
@@ -97,13 +94,9 @@ def _check(request: reward_pb2.ScoreRequest, verifiers: tuple[str, ...]) -> None
         raise ValueError(f"answer: over {MAX_KEY_CHARACTERS} characters")
     if not 1 <= len(request.responses) <= MAX_RESPONSES:
         raise ValueError(f"responses: 1 to {MAX_RESPONSES} wanted, got {len(request.responses)}")
-
-
-def _check_response(response: reward_pb2.Response, field: str) -> None:
-    if response.tokens < 1:
-        raise ValueError(f"{field}.tokens: must be at least 1")
-    if len(response.text) > MAX_TEXT_CHARACTERS:
-        raise ValueError(f"{field}.text: over {MAX_TEXT_CHARACTERS} characters")
+    for i, response in enumerate(request.responses):
+        if response.tokens < 1:
+            raise ValueError(f"responses[{i}].tokens: must be at least 1")
 
 
 def _seconds_left(context: grpc.ServicerContext) -> float:

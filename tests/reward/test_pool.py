@@ -217,7 +217,7 @@ def test_a_pool_whose_verifiers_do_not_load_is_never_warm_and_says_why(
     ("deadline_seconds", "response", "said"),
     [
         (1e10, "12", "OverflowError: "),  # no config takes that one
-        (20, object(), "TypeError: Object of type object is not JSON serializable"),
+        (20, b"12", "TypeError: Object of type bytes is not JSON serializable"),
     ],
 )
 def test_what_a_slot_did_not_expect_is_an_error_in_the_log_and_the_slot_goes_on(
@@ -236,7 +236,7 @@ def test_what_a_slot_did_not_expect_is_an_error_in_the_log_and_the_slot_goes_on(
 
 def test_a_slot_judges_the_next_job_after_one_it_did_not_expect(make_pool):
     pool = make_pool()
-    assert outcomes(pool, job("honest", response=object()), job("honest")) == [
+    assert outcomes(pool, job("honest", response=b"12"), job("honest")) == [
         *(Outcome.ERROR, Outcome.CORRECT)
     ]
 

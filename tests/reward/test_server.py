@@ -12,7 +12,8 @@ from dapod.key import MAX_KEY_CHARACTERS
 from dapod.rpc import RpcServer, channel
 from dapod.types import Outcome
 from dapod.v1 import reward_pb2, reward_pb2_grpc
-from services.reward.server import MAX_TEXT_CHARACTERS, RewardServicer
+from services.reward.process import MAX_RESPONSE_CHARACTERS
+from services.reward.server import RewardServicer
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
 
@@ -114,7 +115,6 @@ def test_a_long_response_is_punished_softly_right_or_wrong(serve, tokens, penalt
         (request("honest"), "responses: 1 to 1024 wanted, got 0"),
         (request("honest", *["12"] * 1025), "responses: 1 to 1024 wanted, got 1025"),
         (request("honest", "12", tokens=0), "responses[0].tokens: must be at least 1"),
-        (request("honest", "1", "x" * (MAX_TEXT_CHARACTERS + 1)), "responses[1].text: over"),
     ],
 )
 def test_a_bad_request_is_refused_with_the_field_named(serve, value_of, bad, said):
@@ -123,6 +123,18 @@ def test_a_bad_request_is_refused_with_the_field_named(serve, value_of, bad, sai
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert said in details
     assert value_of("wait_seconds_count") == 0  # no worker has seen it
+
+
+def test_a_response_that_is_too_long_is_an_error_and_its_group_is_judged(serve, registry):
+    stub, _ = serve()
+    long = "x" * MAX_RESPONSE_CHARACTERS
+    longest, longer, right = verdicts(
+        stub.Score(request("honest", long, long + "x", "12"), timeout=30)
+    )
+    assert (longest.outcome, right.outcome) == (Outcome.WRONG, Outcome.CORRECT)
+    assert (longer.outcome, longer.correct, longer.reward) == (Outcome.ERROR, None, None)
+    labels = {"verifier": "python:hostile_verifiers:honest", "outcome": "error"}
+    assert registry.get_sample_value("dapod_reward_verifications_total", labels) == 1
 
 
 def test_text_that_is_no_unicode_refuses_no_group(serve):
