@@ -48,12 +48,15 @@ def connect(
 
 
 def _wait(client: redis.Redis, url: str, deadline: float, stop: threading.Event) -> None:
-    """Valkey may be starting, or loading its append-only file."""
+    """Valkey may be starting; loading its append-only file may take longer than any patience."""
     while True:
         try:
             client.ping()
             return
         except redis.RedisError as error:
+            loading = isinstance(error, redis.BusyLoadingError) or str(error).startswith("BUSY ")
+            if loading and not stop.wait(0.1):
+                continue
             advice = refusal(str(error))
             if advice:
                 raise ConfigError(f"DAPOD_REDIS_URL={masked(url)}: {advice}") from error

