@@ -6,7 +6,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.k8s.manifests import COMBINATIONS, COMPONENTS, OVERLAYS, ROOT, build, named
+from tests.k8s.manifests import COMBINATIONS, COMPONENTS, OVERLAYS, ROOT, build, named, of_kind
 
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.S)]
@@ -39,6 +39,12 @@ def test_the_page_replaces_a_config_map_that_the_base_has() -> None:
         made = named(build("base"), "ConfigMap", generator["name"])
         assert generator["behavior"] == "merge"
         assert set(generator["files"]) <= set(made["data"])
+
+
+def test_every_priority_class_in_a_command_exists() -> None:
+    classes = {c["metadata"]["name"] for c in of_kind(build("base"), "PriorityClass")}
+    commands = re.findall(r"kubectl delete priorityclass((?: [a-z-]+)+)", PAGE)
+    assert commands and {name for names in commands for name in names.split()} <= classes
 
 
 def test_the_pod_on_the_page_is_let_in_and_finds_the_volumes_node() -> None:

@@ -200,6 +200,14 @@ def test_every_pod_has_a_priority_class_that_exists(manifests: Manifests) -> Non
     assert all(c["preemptionPolicy"] == "Never" for c in classes.values())
 
 
+def test_a_pod_that_waits_for_a_node_makes_the_cluster_autoscaler_add_one(
+    manifests: Manifests,
+) -> None:
+    for priority in of_kind(manifests, "PriorityClass"):
+        # The default of its --expendable-pods-priority-cutoff: pods below it do not count.
+        assert priority["value"] >= -10, priority["metadata"]["name"]
+
+
 def test_only_the_trainer_mounts_the_volume_with_pickle(manifests: Manifests) -> None:
     for pod in pods(manifests):
         claims = {
