@@ -41,6 +41,18 @@ def test_the_page_replaces_a_config_map_that_the_base_has() -> None:
         assert set(generator["files"]) <= set(made["data"])
 
 
+def test_removing_one_run_leaves_what_other_runs_use() -> None:
+    """A delete of the whole overlay would take the cluster's own objects, too."""
+    of_the_cluster = [m for m in build("base") if "namespace" not in m["metadata"]]
+    assert {m["kind"] for m in of_the_cluster} == {"Namespace", "PriorityClass"}
+    assert not re.search(r"kubectl [^&\n]*delete [^&\n]*(-k|--kustomize)\b", PAGE)
+    removal = PAGE.partition("## Remove\n")[2].partition("\n## ")[0]
+    assert "    kubectl delete namespace dapod\n" in removal
+    (last,) = re.findall(r"kubectl delete priorityclass (.+)", removal)
+    shared = of_kind(build("base"), "PriorityClass")
+    assert set(last.split()) == {m["metadata"]["name"] for m in shared}
+
+
 def test_every_priority_class_in_a_command_exists() -> None:
     classes = {c["metadata"]["name"] for c in of_kind(build("base"), "PriorityClass")}
     commands = re.findall(r"kubectl delete priorityclass((?: [a-z-]+)+)", PAGE)
