@@ -41,6 +41,19 @@ def test_the_page_replaces_a_config_map_that_the_base_has() -> None:
         assert set(generator["files"]) <= set(made["data"])
 
 
+def test_no_second_trainer_is_started_beside_one_that_still_ends() -> None:
+    """Without it kubectl returns while the pod of the deleted Job has its grace period."""
+    texts = [file.read_text() for file in (ROOT / "docs").rglob("*.md")]
+    deletes = [
+        command
+        for command in re.findall(r"kubectl [^&\n`]*\bdelete [^&\n`#]*", "\n".join(texts))
+        if re.search(r"\b(job|jobset)\b(?!/model)", command)
+    ]
+    assert len(deletes) >= 6
+    for command in deletes:
+        assert "--cascade=foreground" in command and "--wait=false" not in command, command
+
+
 def test_removing_one_run_leaves_what_other_runs_use() -> None:
     """A delete of the whole overlay would take the cluster's own objects, too."""
     of_the_cluster = [m for m in build("base") if "namespace" not in m["metadata"]]
