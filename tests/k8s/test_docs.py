@@ -6,7 +6,17 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.k8s.manifests import COMBINATIONS, COMPONENTS, OVERLAYS, ROOT, build, named, of_kind
+from tests.k8s.manifests import (
+    COMBINATIONS,
+    COMPONENTS,
+    OVERLAYS,
+    ROOT,
+    build,
+    build_own,
+    named,
+    of_kind,
+    pods,
+)
 
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.S)]
@@ -39,6 +49,26 @@ def test_the_page_replaces_a_config_map_that_the_base_has() -> None:
         made = named(build("base"), "ConfigMap", generator["name"])
         assert generator["behavior"] == "merge"
         assert set(generator["files"]) <= set(made["data"])
+
+
+def test_the_patch_on_the_page_names_a_node_for_all_pods_that_must_share_one() -> None:
+    (block,) = [b for b in BLOCKS if "patches" in b]
+    for pod in pods(build_own("cpu-demo", **block)):
+        together = "podAffinity" in pod.spec.get("affinity", {})
+        chosen = {"kubernetes.io/hostname": "NODE"} if together else None
+        assert pod.spec.get("nodeSelector") == chosen, pod.owner
+
+
+def test_the_page_empties_the_volumes_that_keep_those_pods_on_a_node() -> None:
+    (command,) = re.findall(r"kubectl -n dapod delete pvc (.+)", PAGE)
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for pod in pods(build("cpu-demo"))
+        if "affinity" in pod.spec
+        for volume in pod.spec["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert set(command.split()) == claims
 
 
 def test_no_second_trainer_is_started_beside_one_that_still_ends() -> None:
