@@ -210,6 +210,17 @@ def test_a_gpu_is_reserved_where_one_is_used() -> None:
             assert service["networks"] == {"run": {"aliases": [image_of(name)]}}
 
 
+@pytest.mark.parametrize("name", services())
+def test_what_is_compiled_into_temporary_files_can_be_loaded_on_gpus_and_nowhere_else(
+    name: str,
+) -> None:
+    (temporary,) = services()[name]["tmpfs"]
+    path, _, options = temporary.partition(":")
+    assert path == "/tmp"
+    # Docker's own default is noexec.
+    assert ("exec" in options.split(",")) == name.endswith("-gpu")
+
+
 def test_rollouts_can_be_scaled() -> None:
     fixed = {"container_name", "ports", "hostname"}
     assert not fixed & services()["rollout"].keys()
