@@ -120,7 +120,7 @@ def test_files_lie_where_pods_have_them(name: str) -> None:
 @pytest.mark.skipif(KUBECTL is None, reason="kubectl is not on PATH; it builds the manifests")
 def test_the_model_is_fetched_and_valkey_started_as_in_the_demo() -> None:
     by_component = {pod.component: pod.containers[0] for pod in pods(build("cpu-demo"))}
-    assert services()["model"]["command"] == by_component["model"]["command"]
+    assert services()["model"]["command"] == by_component["model"]["args"]
     assert services()["valkey"]["image"] == by_component["valkey"]["image"]
     assert services()["valkey"]["entrypoint"] == by_component["valkey"]["command"]
 

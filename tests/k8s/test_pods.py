@@ -122,6 +122,17 @@ def test_images_are_pinned_and_ours_are_of_this_version(manifests: Manifests) ->
                 assert tag.partition("-")[0] == version[1], container["image"]
 
 
+def test_process_1_of_our_images_is_their_init_which_passes_sigterm_on(
+    manifests: Manifests,
+) -> None:
+    """`command` would replace it (it is all of the ENTRYPOINT: tests/containers); `args` do not.
+    Python as process 1 ignores SIGTERM, and the pod would end at the end of its grace period."""
+    for pod in pods(manifests):
+        for container in pod.all_containers:
+            if container["image"].startswith("dapod-"):
+                assert "command" not in container, f"{pod.owner}: {container['name']}"
+
+
 def test_every_running_container_is_probed(manifests: Manifests) -> None:
     for pod in pods(manifests):
         if pod.component == "model":
