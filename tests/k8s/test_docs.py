@@ -84,6 +84,17 @@ def test_no_second_trainer_is_started_beside_one_that_still_ends() -> None:
         assert "--cascade=foreground" in command and "--wait=false" not in command, command
 
 
+def test_nobody_is_told_to_look_for_an_earlier_container_in_a_pod_that_has_none() -> None:
+    """A trainer that ends is another pod: its containers are never started again."""
+    (trainer,) = [pod for pod in pods(build("base")) if pod.component == "trainer"]
+    assert trainer.spec["restartPolicy"] == "Never"
+    page = (ROOT / "docs" / "operations.md").read_text()
+    restarts = page.partition("### TrainerRestarts\n")[2].partition("\n### ")[0]
+    assert "--previous" not in restarts
+    (selector,) = re.findall(r"get pods -l (\S+)=(\S+)", restarts)
+    assert trainer.labels[selector[0]] == selector[1]
+
+
 def test_removing_one_run_leaves_what_other_runs_use() -> None:
     """A delete of the whole overlay would take the cluster's own objects, too."""
     of_the_cluster = [m for m in build("base") if "namespace" not in m["metadata"]]
