@@ -98,7 +98,14 @@ def test_every_container_asks_for_memory_and_is_limited_in_it(manifests: Manifes
 def test_the_demo_fits_the_machine_that_the_docs_name() -> None:
     requests = [c["resources"]["requests"] for p in pods(build("cpu-demo")) for c in p.containers]
     assert sum(int(one["cpu"].removesuffix("m")) for one in requests) <= 1000
+    # Of 12: the node's own pods have the rest.
     assert sum(mebibytes(one["memory"]) for one in requests) <= 11 * 1024
+
+
+def test_the_demos_conversion_is_given_the_memory_it_takes() -> None:
+    (model,) = [pod for pod in pods(build("cpu-demo")) if pod.component == "model"]
+    measured = 1565  # MiB, resident, at most
+    assert mebibytes(model.containers[0]["resources"]["requests"]["memory"]) > 1.1 * measured
 
 
 def test_what_is_written_to_shared_memory_fits_the_containers_memory(manifests: Manifests) -> None:
