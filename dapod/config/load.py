@@ -116,7 +116,11 @@ def _sentence(kind: type[Section], detail: dict[str, Any]) -> str:
     if detail["type"] == "missing":
         return f"{where} is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if not where or detail["type"] == "value_error":
+    if detail["type"] == "value_error":
+        # A table's own rules name its keys by it alone, wherever it lies.
+        outer, dot, table = where.rpartition(".")
+        return f"{outer}{dot}{message}" if message.startswith(f"{table}.") else message
+    if not where:
         return message
     return f"{where} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
 
