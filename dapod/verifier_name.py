@@ -15,6 +15,7 @@ from typing import Self
 
 FORMS = (
     "dapo_math",
+    "dapo_math:boxed",
     "gsm8k",
     "integer",
     "math_verify",

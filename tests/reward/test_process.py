@@ -109,6 +109,7 @@ def test_a_worker_killed_from_outside_is_an_outcome(process):
     [
         ("integr", "'integr' is not a verifier; use one of dapo_math, .*gsm8k, integer, "),
         ("integer:3", "'integer:3' is not a verifier"),
+        ("dapo_math:boxed", "'dapo_math:boxed' is not here yet"),
         ("python", "'python' is not a verifier; use one of .*python:<module>:<function>"),
         ("python:os", "'python:os' is not a verifier; use one of .*python:<module>:<function>"),
         ("python:os:nope", "'python:os:nope': module 'os' has no function 'nope'"),
