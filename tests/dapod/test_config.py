@@ -80,6 +80,7 @@ def test_a_missing_file_and_broken_toml_are_one_sentence(tmp_path):
         ("algorithm.dual_clip=0.9", "must be above 1, or 0 to turn it off"),
         ("algorithm.preset=ppo", "choose one of dapo, dapo_verl, grpo, dr_grpo"),
         ("data.template=no hole", "must contain {prompt}"),
+        ("data.verifier=nonsense", "data.verifier = 'nonsense' is not a verifier; use one of dapo"),
         ("data.path=hub:nobody", "write it as hub:OWNER/NAME[@REVISION][/FILES]"),
         ("data.path=reasoning_gym:", "write it as reasoning_gym:DATASET"),
         ("data.path=reasoning_gym:chain_sum", "data.size is missing"),
@@ -211,6 +212,8 @@ def test_an_evaluation_without_data_is_refused():
         ("evaluation.max_response_tokens=3000000", "lower evaluation.samples or"),
         ("evaluation.top_p=0", "evaluation.top_p = 0"),
         ("evaluation.max_share=1.5", "evaluation.max_share = 1.5"),
+        ("evaluation.data.verifier=nonsense", "evaluation.data.verifier = 'nonsense' is not a"),
+        ("evaluation.data.template=no hole", "evaluation.data.template must contain {prompt}"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused(override, says):

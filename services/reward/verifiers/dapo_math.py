@@ -16,7 +16,7 @@ Quirks are kept, because a reward that differs is another task: "42." and "50%" 
 
 import re
 
-from services.reward.verifiers.judgement import UNPARSED, Judgement, Verifier
+from services.reward.verifiers.judgement import UNPARSED, Judgement, RefusedVerifier, Verifier
 
 TAIL_CHARACTERS = 300
 """Only the end of a response can hold its answer."""
@@ -50,7 +50,9 @@ _SHORT_FRACTION = re.compile(r"frac([^{])(.)")  # \frac12 means \frac{1}{2}
 _SHORT_ROOT = re.compile(r"sqrt([^{])")  # \sqrt2 means \sqrt{2}
 
 
-def make(_parameter: str) -> Verifier:
+def make(parameter: str) -> Verifier:
+    if parameter:  # never judged by other rules than the name says
+        raise RefusedVerifier(f"'dapo_math:{parameter}' is not here yet; use dapo_math")
     return dapo_math
 
 
