@@ -93,7 +93,10 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
         for field in ("run_id", "config_digest"):
             theirs, ours = getattr(run, field), getattr(self._run, field)
             if theirs != ours:
-                raise Refused(f"run.{field}: this buffer serves {ours!r}, not {theirs!r}")
+                raise Refused(
+                    f"run.{field}: this buffer serves {ours!r}, not {theirs!r}: start buffer and "
+                    f"caller from the same config file, or choose another run id"
+                )
 
     @serving
     def LeasePrompts(
@@ -264,7 +267,7 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
     ) -> buffer_pb2.ResumeResponse:
         policy = wire.policy_from_proto(request.policy)
         ledger = [self._entry(e, f"ledger[{i}]") for i, e in enumerate(request.ledger)]
-        if [entry.step for entry in ledger] != list(range(policy.number)):
+        if len(ledger) != policy.number or any(e.step != i for i, e in enumerate(ledger)):
             raise ValueError(
                 f"ledger: must hold the steps 0 to {policy.number - 1}, each once, in order"
             )
