@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 
 import grpc
 
+from dapod.config import ConfigError
 from dapod.health import Health
 from dapod.ledger import LedgerEntry, check_plan, entry_to_proto
-from dapod.rpc import Patience
+from dapod.rpc import Patience, status
 from dapod.types import Group, PolicyVersion, RunState
 from dapod.v1.buffer_pb2 import (
     BatchPlan,
@@ -66,14 +67,23 @@ class Source:
         evaluated: Sequence[PolicyVersion] = (),
     ) -> None:
         """Announces this start: `policy` is published, `ledger` is what its checkpoint holds,
-        `evaluated` are the policies whose evaluation is on disk."""
+        `evaluated` are the policies whose evaluation is on disk.
+
+        Raises `ConfigError` when the buffer serves another run or config, or cannot go back to
+        this checkpoint: nothing gets better by trying again.
+        """
         request = ResumeRequest(
             run=self._run,
             policy=policy_to_proto(policy),
             ledger=[entry_to_proto(entry) for entry in ledger],
             evaluated=map(policy_to_proto, evaluated),
         )
-        reply = self._patience.call(self._stub.Resume, request)
+        try:
+            reply = self._patience.call(self._stub.Resume, request)
+        except grpc.RpcError as error:
+            if status(error) is grpc.StatusCode.FAILED_PRECONDITION:
+                raise ConfigError(f"the buffer refuses this trainer: {error.details()}") from error
+            raise
         self._lineage = policy.lineage
         if reply.replay_steps:
             log.info("steps %s are trained again, verbatim", list(reply.replay_steps))

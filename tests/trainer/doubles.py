@@ -138,6 +138,8 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
         self.policies: list[PolicyVersion] = []
         """All that were committed, in order, replays included."""
         self.fetched: list[str] = []
+        self.refuses_resume = ""
+        """Why; nothing when it does not."""
         self.evaluations: list[pb.Evaluation] = []
         """That have ended."""
         self.evaluating = ""
@@ -167,6 +169,8 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
 
     @answering
     def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeResponse:
+        if self.refuses_resume:
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, self.refuses_resume)
         policy = policy_from_proto(request.policy)
         ledger = tuple(entry_from_proto(entry) for entry in request.ledger)
         with self._lock:
