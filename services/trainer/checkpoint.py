@@ -163,7 +163,11 @@ def _read(file: Path) -> Checkpoint:
         ledger = tuple(_entry(entry) for entry in raw.pop("ledger"))
         return Checkpoint(**raw, ledger=ledger)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"cannot read {file}: {error}; remove that checkpoint") from error
+        # An earlier checkpoint would be refused: the groups between the two were freed.
+        raise ConfigError(
+            f"cannot read {file} ({error}): start a new run (another run.name or --run-dir) with "
+            f"model.path = policies/v<N>, the newest of this run"
+        ) from error
 
 
 def _entry(raw: dict[str, Any]) -> LedgerEntry:
