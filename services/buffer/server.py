@@ -306,7 +306,9 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
     def FetchEvaluations(
         self, request: buffer_pb2.FetchEvaluationsRequest, _: grpc.ServicerContext
     ) -> buffer_pb2.FetchEvaluationsResponse:
-        return messages.evaluations_to_proto(self._store.evaluations(_versions(request.evaluated)))
+        known = _versions(request.evaluated)
+        found = self._store.evaluations(known, request.first_problem, MAX_FETCH_BYTES)
+        return messages.evaluations_to_proto(found)
 
     @serving
     def GetStatus(

@@ -24,6 +24,7 @@ from dapod.v1.buffer_pb2 import (
     CheckpointedRequest,
     CommitStepRequest,
     CommitStepResponse,
+    Evaluation,
     FetchEvaluationsRequest,
     FetchEvaluationsResponse,
     FetchGroupsRequest,
@@ -34,7 +35,7 @@ from dapod.v1.buffer_pb2 import (
 )
 from dapod.v1.buffer_pb2_grpc import BufferServiceStub
 from dapod.v1.types_pb2 import RunIdentity
-from dapod.wire import parse_group, policy_to_proto, state_from_proto
+from dapod.wire import parse_group, policy_from_proto, policy_to_proto, state_from_proto
 from services.trainer.phases import BEAT_SECONDS
 from services.trainer.stopped import Stopped
 
@@ -151,9 +152,16 @@ class Source:
         return self._patience.call(self._stub.CommitStep, request)
 
     def evaluations(self, evaluated: Sequence[PolicyVersion]) -> FetchEvaluationsResponse:
-        """One that has ended and is not named in `evaluated`, if any, and how many are open."""
+        """One that has ended and is not named in `evaluated`, if any, with all its results, and how
+        many are open."""
         request = FetchEvaluationsRequest(run=self._run, evaluated=map(policy_to_proto, evaluated))
-        return self._patience.call(self._stub.FetchEvaluations, request)
+        whole = page = self._patience.call(self._stub.FetchEvaluations, request)
+        while page.HasField("next_problem"):
+            request.first_problem = page.next_problem
+            self._beat()
+            page = self._patience.call(self._stub.FetchEvaluations, request)
+            _add(whole.evaluation, page.evaluation)
+        return whole
 
     def pause(self) -> None:
         """Between two questions; raises `Stopped` when the trainer is told to stop."""
@@ -171,6 +179,15 @@ def _check(plan: BatchPlan, step: int) -> None:
     if plan.step != step or not plan.groups or not plan.prompts_per_update:
         raise ValueError(f"asked for step {step}, the buffer sent a plan of step {plan.step}")
     check_plan(plan)
+
+
+def _add(evaluation: Evaluation, page: Evaluation) -> None:
+    if page.policy != evaluation.policy:
+        raise ValueError(
+            f"the results of {policy_from_proto(evaluation.policy)} were freed while they were "
+            f"being fetched: has another trainer started?"
+        )
+    evaluation.results.extend(page.results)
 
 
 def _verified(planned: PlannedGroup, payload: bytes) -> Group:
