@@ -63,9 +63,12 @@ def _document(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """The TOML document as it stands, unchecked. `ConfigError` when it is none."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise ConfigError(f"{path} line {line} is not UTF-8: save the file as UTF-8") from error
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -1057,7 +1057,7 @@ class Evaluation(_message.Message):
 
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvaluatedProblem]:
-        """results of the problems that were done, in order."""
+        """results of the problems that were done, in order, from the first that was asked for; those that fit."""
 
     def __init__(
         self,
@@ -1084,6 +1084,9 @@ class FetchEvaluationsRequest(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     EVALUATED_FIELD_NUMBER: _builtins.int
+    FIRST_PROBLEM_FIELD_NUMBER: _builtins.int
+    first_problem: _builtins.int
+    """first_problem wanted: 0, or next_problem of the reply before."""
     @_builtins.property
     def run(self) -> _types_pb2.RunIdentity:
         """run is checked first."""
@@ -1097,10 +1100,11 @@ class FetchEvaluationsRequest(_message.Message):
         *,
         run: _types_pb2.RunIdentity | None = ...,
         evaluated: _abc.Iterable[_types_pb2.PolicyVersion] | None = ...,
+        first_problem: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluated", b"evaluated", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluated", b"evaluated", "first_problem", b"first_problem", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1115,10 +1119,13 @@ class FetchEvaluationsResponse(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    NEXT_PROBLEM_FIELD_NUMBER: _builtins.int
     open: _builtins.int
     """open evaluations, under way or waiting for their turn."""
     waiting_for: _builtins.str
     """waiting_for says in words what the open ones wait for."""
+    next_problem: _builtins.int
+    """next_problem to ask for, with the same policies named; absent when there are no more results."""
     @_builtins.property
     def evaluation(self) -> Global___Evaluation:
         """evaluation that the caller did not name."""
@@ -1129,14 +1136,20 @@ class FetchEvaluationsResponse(_message.Message):
         evaluation: Global___Evaluation | None = ...,
         open: _builtins.int = ...,
         waiting_for: _builtins.str = ...,
+        next_problem: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "evaluation", b"evaluation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "_next_problem", b"_next_problem", "evaluation", b"evaluation", "next_problem", b"next_problem"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "evaluation", b"evaluation", "open", b"open", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "_next_problem", b"_next_problem", "evaluation", b"evaluation", "next_problem", b"next_problem", "open", b"open", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__evaluation: _TypeAlias = _typing.Literal["evaluation"]  # noqa: Y015
     _WhichOneofArgType__evaluation: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation"]  # noqa: Y015
+    _WhichOneofReturnType__next_problem: _TypeAlias = _typing.Literal["next_problem"]  # noqa: Y015
+    _WhichOneofArgType__next_problem: _TypeAlias = _typing.Literal["_next_problem", b"_next_problem"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__evaluation) -> _WhichOneofReturnType__evaluation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_problem) -> _WhichOneofReturnType__next_problem | None: ...
 
 Global___FetchEvaluationsResponse: _TypeAlias = FetchEvaluationsResponse  # noqa: Y015
 

@@ -166,7 +166,7 @@ class BufferServiceServicer:
 
     def FetchEvaluations(self, request, context):
         """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
-        time, and frees those it has.
+        time, and frees those it has. As many results come as fit one message: ask on for the rest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

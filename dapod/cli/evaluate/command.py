@@ -127,7 +127,8 @@ def _specs(
 ) -> list[ServiceSpec]:
     """Writes down what the services are told."""
     run = request.config.as_run(max_prompt_tokens=problems.max_prompt_tokens)
-    output.services_config.write_text(tomli_w.dumps(run.model_dump(mode="json", exclude_none=True)))
+    text = tomli_w.dumps(run.model_dump(mode="json", exclude_none=True))
+    output.services_config.write_text(text, encoding="utf-8")
     return services(
         modules,
         config_file=output.services_config,
