@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dapod.config import ConfigError, RunConfig
+from dapod.policy_store import PolicyCorrupt, read_tensor_entries
 
 _WHOLE = (
     "config.json",
@@ -17,6 +18,8 @@ _WHOLE = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
 _PLACES = 64
 _PLACE_BYTES = 4096
 
@@ -41,13 +44,50 @@ def check_files(directory: Path) -> None:
             f"model.path: {directory} is not a directory "
             "(the quickstart's model: dapod model fetch)"
         )
-    if not any(directory.glob("*.safetensors")):
-        raise ConfigError(
-            f"model.path: {directory} holds no .safetensors file; save the model as one"
-        )
+    _check_weights(directory)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if not (directory / name).is_file():
             raise ConfigError(f"model.path: {directory} has no {name}")
+
+
+def _check_weights(directory: Path) -> None:
+    """Every file that the index names must be there, and every file as long as its header says.
+
+    A copy under way, shards that were left out and a pointer of Git LFS all end in `.safetensors`.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(
+            f"model.path: {directory} holds no .safetensors file; save the model as one"
+        )
+    for name in _weight_names(directory):
+        if not (directory / name).is_file():
+            raise ConfigError(
+                f"model.path: {directory} has no {name}, but {_INDEX} names it: copy it there too"
+            )
+    for file in files:
+        try:
+            read_tensor_entries(file)
+        except (PolicyCorrupt, OSError) as error:
+            raise ConfigError(
+                f"model.path: {error}: copy or download it again (after git clone: git lfs pull)"
+            ) from error
+
+
+def _weight_names(directory: Path) -> list[str]:
+    """The files that transformers and vLLM open: those of the index, or a small model's one."""
+    index = directory / _INDEX
+    if not index.is_file():
+        if (directory / _WEIGHTS).is_file():
+            return [_WEIGHTS]
+        raise ConfigError(
+            f"model.path: {directory} has neither {_WEIGHTS} nor {_INDEX}: copy what is missing, "
+            f"or save the model anew"
+        )
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict):
+        raise ConfigError(f"model.path: {index} has no weight_map: copy it again")
+    return sorted({str(name) for name in files.values()})
 
 
 def fingerprint(directory: Path) -> str:

@@ -16,15 +16,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dapod.types import PolicyVersion
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"^v(\d+)-([0-9a-z]+)$")
 _CHUNK = 1 << 22
+_HEADER_BYTES = 100_000_000
+"""As many as safetensors itself reads: a damaged length must not fill the memory."""
 
 
 class PolicyMissing(FileNotFoundError):
@@ -101,8 +104,8 @@ class PolicyStore:
             raw = json.loads(file.read_text())
             return Manifest(
                 policy=PolicyVersion(number=raw["number"], lineage=raw["lineage"]),
-                tensors=raw["tensors"],
-                files=raw["files"],
+                tensors=dict(raw["tensors"]),
+                files=dict(raw["files"]),
                 bytes=raw["bytes"],
             )
         except FileNotFoundError as error:
@@ -166,27 +169,45 @@ class PolicyStore:
         beside.replace(self.root / f"v{policy.number}")
 
 
-def read_tensor_entries(file: Path) -> Iterator[TensorEntry]:
-    """The header of a safetensors file. Raises `PolicyCorrupt` when it is not one."""
+def read_tensor_entries(file: Path) -> list[TensorEntry]:
+    """The header of a safetensors file, which must describe the file to its last byte.
+
+    Raises `PolicyCorrupt`.
+    """
+    size = file.stat().st_size
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size:
+        begin = 8 + int.from_bytes(stream.read(8), "little")
+        if begin > min(size, _HEADER_BYTES):
             raise PolicyCorrupt(f"{file} is not a safetensors file")
         try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise PolicyCorrupt(f"{file} has no readable safetensors header") from error
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        yield TensorEntry(
-            name=name,
-            dtype=entry["dtype"],
-            shape=tuple(entry["shape"]),
-            begin=8 + length + begin,
-            end=8 + length + end,
-        )
+            header = json.loads(stream.read(begin - 8))
+            entries = [_entry(name, raw, begin) for name, raw in _tensors(header)]
+        except (ValueError, RecursionError) as error:
+            raise PolicyCorrupt(f"{file} has no readable safetensors header: {error}") from error
+    end = max([begin, *(entry.end for entry in entries)])
+    if end != size:
+        raise PolicyCorrupt(f"{file} has {size} bytes, its header describes {end}")
+    return entries
+
+
+def _tensors(header: Any) -> list[tuple[str, Any]]:
+    if not isinstance(header, dict):
+        raise ValueError("it is not a JSON object")
+    return [(name, raw) for name, raw in header.items() if name != "__metadata__"]
+
+
+def _entry(name: str, raw: Any, first: int) -> TensorEntry:
+    """Raises `ValueError` for anything else than safetensors writes."""
+    match raw:
+        case {
+            "dtype": str(dtype),
+            "shape": [*shape],
+            "data_offsets": [int(begin), int(end)],
+        } if 0 <= begin <= end and all(isinstance(size, int) and size >= 0 for size in shape):
+            return TensorEntry(
+                name=name, dtype=dtype, shape=tuple(shape), begin=first + begin, end=first + end
+            )
+    raise ValueError(f"it does not say what tensor {name} is and where it lies")
 
 
 def _describe(policy: PolicyVersion, directory: Path) -> Manifest:
@@ -208,16 +229,15 @@ def _describe(policy: PolicyVersion, directory: Path) -> Manifest:
 
 def _tensor_checksums(file: Path) -> dict[str, str]:
     checksums: dict[str, str] = {}
-    size = file.stat().st_size
     with file.open("rb") as stream:
         for entry in read_tensor_entries(file):
-            if entry.end > size:
-                raise PolicyCorrupt(f"tensor {entry.name}: {file.name} ends before it does")
             digest = hashlib.sha256(f"{entry.dtype} {entry.shape} ".encode())
             stream.seek(entry.begin)
             left = entry.end - entry.begin
             while left:
                 chunk = stream.read(min(_CHUNK, left))
+                if not chunk:
+                    raise PolicyCorrupt(f"tensor {entry.name}: {file} ends before it does")
                 digest.update(chunk)
                 left -= len(chunk)
             checksums[entry.name] = digest.hexdigest()

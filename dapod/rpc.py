@@ -3,13 +3,14 @@
 Messages are unary and capped; connections are re-made every few minutes, so new pods behind a
 headless Service are found (grpc#12295). Given a `Tls` they are encrypted, and both sides show who
 they are. Every call has a deadline. `Patience` repeats a call while the other side is away, and
-says so; only calls that carry their own idempotency key may use it, and all of ours do.
+says so; all of ours may be, for they carry the key that makes them idempotent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
 import logging
 import random
@@ -209,7 +210,7 @@ class Patience:
     def call(self, method: Callable[..., Reply], request: Any) -> Reply:
         """Calls a sync stub method; raises `grpc.RpcError` when it is refused or given up."""
         started = time.monotonic()
-        for attempt in range(1_000_000):
+        for attempt in itertools.count():
             try:
                 return method(request, timeout=self.timeout_seconds)
             except grpc.RpcError as error:
@@ -223,7 +224,7 @@ class Patience:
     async def acall(self, method: Callable[..., Awaitable[Reply]], request: Any) -> Reply:
         """The asyncio form of `call`."""
         started = time.monotonic()
-        for attempt in range(1_000_000):
+        for attempt in itertools.count():
             try:
                 return await method(request, timeout=self.timeout_seconds)
             except grpc.RpcError as error:
@@ -241,7 +242,7 @@ class Patience:
         log.warning(
             "%s (attempt %d, %.0f s so far): %s", reason, attempt + 1, waited, error.details()
         )
-        return float(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
+        return float(min(2.0, 0.1 * 2 ** min(attempt, 10)) * random.uniform(0.5, 1.0))
 
 
 def status(error: grpc.RpcError) -> grpc.StatusCode:

@@ -212,22 +212,9 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _check(chosen: argparse.Namespace) -> int:
-    from dapod.cli.data_report import data_report
+    from dapod.cli.config_check import check
 
-    config = _load(chosen)
-    data = data_report(config)
-    sizes = config.algorithm
-    print(f"{chosen.config} is right: run {config.run.name}, digest {config.digest()}")
-    print(
-        f"{config.run.steps} steps of {sizes.prompts_per_step} groups of {sizes.group_size} "
-        f"rollouts, {config.updates_per_step} update(s) each"
-    )
-    print(
-        f"a rollout is at most {config.tokens_per_rollout} tokens, a group at most "
-        f"{config.group_bytes / 1024:.0f} KiB; payloads of {config.live_payload_steps} steps "
-        f"live at once"
-    )
-    print(data)
+    print("\n".join(check(chosen.config, chosen.overrides)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Every value a run will have, one line each, with where it comes from: `dapod config show`.
+"""Every value a run or an evaluation will have, one line each, and its source: `dapod config show`.
 
     algorithm.clip_high = 0.28   # preset dapo (DAPO sections 3.1 and 4.1: clip-higher)
 
@@ -12,24 +12,26 @@ from typing import Any
 import tomli_w
 
 from dapod import config as configuration
-from dapod.config import presets
+from dapod.config import RunConfig, presets
 from dapod.config.load import read
 
 
 def effective(file: Path, overrides: Sequence[str]) -> list[str]:
     """The lines, aligned. Raises `ConfigError`."""
-    config = configuration.load(file, overrides)
-    origins = dict(_origins(file, overrides, config.algorithm.preset))
+    config = configuration.load_any(file, overrides)
+    preset = config.algorithm.preset if isinstance(config, RunConfig) else None
+    origins = dict(_origins(file, overrides, preset))
     values = dict(_flat(config.model_dump(mode="json", exclude_none=True)))
     left = {key: f"{key} = {_toml(value)}" for key, value in values.items()}
     width = max(map(len, left.values()))
     return [f"{text.ljust(width)}   # {origins.get(key, 'default')}" for key, text in left.items()]
 
 
-def _origins(file: Path, overrides: Sequence[str], name: str) -> Iterator[tuple[str, str]]:
+def _origins(file: Path, overrides: Sequence[str], preset: str | None) -> Iterator[tuple[str, str]]:
     """(section.key, where its value comes from); a later pair replaces an earlier one."""
-    for key, setting in presets.PRESETS[name].items():
-        yield key, f"preset {name} ({setting.source})"
+    if preset is not None:
+        for key, setting in presets.PRESETS[preset].items():
+            yield key, f"preset {preset} ({setting.source})"
     for key, _ in _flat(read(file)):
         yield key, str(file)
     for override in overrides:
@@ -46,4 +48,6 @@ def _flat(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, list):  # tomli_w gives each item a line
+        return f"[{', '.join(map(_toml, value))}]"
     return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()

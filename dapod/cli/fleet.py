@@ -9,13 +9,13 @@ variables.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dapod.cli import valkey
 from dapod.cli.guard import REDIS_URL, python_path
-from dapod.cli.ports import HOST, consecutive_ports, free_ports
+from dapod.cli.ports import HOST, choose
 
 DEFAULTS = {
     # Two OpenMP programs on the same cores spin against each other: overlap then costs more than it
@@ -68,20 +68,20 @@ class FleetPlan:
 
 
 def fleet(plan: FleetPlan) -> list[ServiceSpec]:
-    """The processes of a run, in starting order. Raises `ConfigError` for a port in use."""
+    """The processes of a run, in starting order. Raises `ConfigError` for ports."""
     names = ["buffer", "reward", *rollout_names(plan.rollouts), "trainer"]
-    free = iter(free_ports(2 * len(names) + 1))
-    grpc = ports("DAPOD_GRPC_PORT", names, plan.environment, free)
-    ops = ports("DAPOD_OPS_PORT", names, plan.environment, free)
+    # The trainer only calls: nobody calls it.
+    wanted = {"DAPOD_GRPC_PORT": names[:-1], "DAPOD_OPS_PORT": names}
+    ports, (valkey_port,) = choose(wanted, plan.environment, more=1)
+    grpc, ops = ports["DAPOD_GRPC_PORT"], ports["DAPOD_OPS_PORT"]
     specs = []
     redis_url = plan.redis_url
     if redis_url is None:
-        port = next(free)
-        redis_url = valkey.url(port)
-        specs.append(_valkey(plan, port))
+        redis_url = valkey.url(valkey_port)
+        specs.append(_valkey(plan, valkey_port))
     shared = _shared(plan, grpc)
     for name in names:
-        own = {"DAPOD_GRPC_PORT": str(grpc[name]), "DAPOD_OPS_PORT": str(ops[name])}
+        own = {"DAPOD_GRPC_PORT": str(grpc.get(name, "")), "DAPOD_OPS_PORT": str(ops[name])}
         if name == "buffer":
             own[REDIS_URL] = redis_url
         specs.append(
@@ -90,7 +90,7 @@ def fleet(plan: FleetPlan) -> list[ServiceSpec]:
                 command=(sys.executable, "-m", f"services.{name.partition('-')[0]}"),
                 environment=shared | own | {"DAPOD_WORKER_ID": name},
                 ops_port=ops[name],
-                grpc_port=None if name == "trainer" else grpc[name],
+                grpc_port=grpc.get(name),
                 # Rollouts return their leases and the trainer ends its step while the others still
                 # answer.
                 stop_order=1 if name in ("buffer", "reward") else 0,
@@ -110,16 +110,6 @@ def _valkey(plan: FleetPlan, port: int) -> ServiceSpec:
         environment=without_redis(plan.environment),
         stop_order=2,
     )
-
-
-def ports(
-    variable: str, names: list[str], environment: Mapping[str, str], free: Iterator[int]
-) -> dict[str, int]:
-    """Free ones, or consecutive ones from the first that the user asked for."""
-    asked = environment.get(variable)
-    if asked:
-        return dict(zip(names, consecutive_ports(variable, asked, names), strict=True))
-    return {name: next(free) for name in names}
 
 
 def without_redis(environment: Mapping[str, str]) -> dict[str, str]:

@@ -67,7 +67,8 @@ def _rollout(plan: RunPlan) -> Iterator[str]:
     rollout, ratio = plan.rollout, plan.config.rollout.gpu_memory_ratio
     yield from ("", "one GPU of an engine")
     yield _row("weights", _gib(rollout.weights_bytes), "bf16 over rollout.tensor_parallel GPUs")
-    yield _row("one pass", _gib(rollout.pass_bytes), "of 8192 tokens, and the sampler's logits")
+    one_pass = f"of {rollout.pass_tokens} tokens, and the sampler's logits"
+    yield _row("one pass", _gib(rollout.pass_bytes), one_pass)
     yield _row("reserve", _gib(rollout.reserve_bytes), "assumed")
     per_token = f"{rollout.cache_bytes_per_token:,.0f} bytes a token"
     yield _row("key-value cache", _gib(rollout.cache_bytes), per_token)

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapod.cli import redis_ping, run_dir
+from dapod.cli import inputs, redis_ping, run_dir
 from dapod.cli.fleet import FleetPlan, ServiceSpec, fleet
 from dapod.cli.run_dir import RunDirectory
-from dapod.config import RunConfig, within
-from dapod.dataset.tokenised import read_tokenised
-from dapod.model_files import check_disk, check_model
+from dapod.config import RunConfig
+from dapod.model_files import check_disk
 from dapod.redis_url import masked
 
 EMBEDDED = "embedded"
@@ -50,19 +49,7 @@ def prepare(request: Request) -> Prepared:
     config = request.config
     redis = masked(request.redis_url) if request.redis_url else EMBEDDED
     directory = run_dir.choose(config, given=request.run_dir, resume=request.resume, redis=redis)
-    check_model(config)
-    tokenised = read_tokenised(
-        config.data,
-        model=Path(config.model.path),
-        max_prompt_tokens=config.sampling.max_prompt_tokens,
-    )
-    if config.evaluation is not None:
-        with within("evaluation"):
-            read_tokenised(
-                config.evaluation.data,
-                model=Path(config.model.path),
-                max_prompt_tokens=config.sampling.max_prompt_tokens,
-            )
+    data_set = inputs.check(config)
     run_dir.check_ranks(config, directory.path)
     check_disk(config, directory.path)
     if request.redis_url:
@@ -79,5 +66,5 @@ def prepare(request: Request) -> Prepared:
         directory=directory,
         specs=fleet(plan),
         redis=redis,
-        data=str(tokenised.data_set),
+        data=str(data_set),
     )

@@ -48,7 +48,7 @@ class RunDirectory:
         """Makes the directory and writes down what runs in it; `redis` without its password."""
         for name in ("logs", "policies", "checkpoints", "valkey"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        (self.path / "config.toml").write_text(_toml(config))
+        (self.path / "config.toml").write_text(_toml(config), encoding="utf-8")
         if not self.resumed:
             body = {
                 "run_id": self.run_id,
@@ -133,8 +133,8 @@ def _check_config(config: RunConfig, path: Path, known: dict[str, Any]) -> None:
 def _changes(config: RunConfig, file: Path) -> Iterator[str]:
     """What differs of all that changes what is learned."""
     try:
-        theirs = tomllib.loads(file.read_text())
-    except (OSError, tomllib.TOMLDecodeError):
+        theirs = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return
     for section, ours in config.model_dump(mode="json", exclude={"evaluation"}).items():
         for key, value in ours.items():

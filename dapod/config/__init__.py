@@ -9,7 +9,7 @@ Example: `load(Path("configs/quickstart.toml"), ["run.steps=4"])`.
 
 from dapod.config.eval_config import EvalConfig
 from dapod.config.evaluation import Evaluation
-from dapod.config.load import ConfigError, load, parse, within
+from dapod.config.load import ConfigError, load, load_any, parse, within
 from dapod.config.run_config import MAX_GROUP_BYTES, RunConfig
 from dapod.config.sections import (
     MAX_DEADLINE_SECONDS,
@@ -43,6 +43,7 @@ __all__ = [
     "Sampling",
     "Trainer",
     "load",
+    "load_any",
     "parse",
     "within",
 ]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from dapod.config.eval_config import EvalConfig
 from dapod.config.run_config import RunConfig
 from dapod.config.sections import Section
 from dapod.config.source import LocalSource, parse_source
@@ -38,19 +39,36 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises `ConfigError` with one sentence for each mistake.
     """
+    return parse(_document(path, overrides), str(path))
+
+
+def load_any(path: Path, overrides: Sequence[str] = ()) -> RunConfig | EvalConfig:
+    """The same for a file of either kind: one without any table that only runs have is of an
+    evaluation."""
+    if read(path).keys() & (RunConfig.model_fields.keys() - EvalConfig.model_fields.keys()):
+        return load(path, overrides)
+    source = f"{path} (of an evaluation: it has no [run])"
+    return parse_as(EvalConfig, _document(path, overrides), source)
+
+
+def _document(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The TOML document with its changes and with whole paths, unchecked."""
     raw = read(path)
     for override in overrides:
         apply(raw, override)
     resolve_paths(raw, path.resolve().parent)
-    return parse(raw, str(path))
+    return raw
 
 
 def read(path: Path) -> dict[str, Any]:
     """The TOML document as it stands, unchecked. `ConfigError` when it is none."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise ConfigError(f"{path} line {line} is not UTF-8: save the file as UTF-8") from error
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -116,7 +134,11 @@ def _sentence(kind: type[Section], detail: dict[str, Any]) -> str:
     if detail["type"] == "missing":
         return f"{where} is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if not where or detail["type"] == "value_error":
+    if detail["type"] == "value_error":
+        # A table's own rules name its keys by it alone, wherever it lies.
+        outer, dot, table = where.rpartition(".")
+        return f"{outer}{dot}{message}" if message.startswith(f"{table}.") else message
+    if not where:
         return message
     return f"{where} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
 

@@ -99,10 +99,10 @@ def chosen(raw: Mapping[str, Any]) -> tuple[str, Preset]:
     if not isinstance(table, Mapping):
         raise ValueError(f'algorithm is a table: write [algorithm] and preset = "{table}" below it')
     name = table.get("preset", DEFAULT)
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         known = ", ".join(PRESETS)
         raise ValueError(f"algorithm.preset = {name!r}: choose one of {known}")
-    return str(name), PRESETS[name]
+    return name, PRESETS[name]
 
 
 def filled(raw: Mapping[str, Any]) -> dict[str, Any]:

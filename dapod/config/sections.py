@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dapod.config.presets import DEFAULT
 from dapod.config.source import ProceduralSource, Source, parse_source
+from dapod.verifier_name import VerifierName
 
 MAX_DEADLINE_SECONDS = 300.0
 """Of one verification: it is tried twice, and one Score call has 600 s."""
@@ -46,7 +47,7 @@ class Data(Section):
     chat: bool = True
     """Whether the tokenizer's chat template is applied to the message."""
     verifier: str
-    """A verifier of the reward service, by name."""
+    """A verifier of the reward service, by name (docs/verifiers.md)."""
     long_prompts: Literal["refuse", "filter"] = "refuse"
     """What becomes of prompts longer than sampling.max_prompt_tokens."""
     size: int = Field(default=0, ge=0)
@@ -62,6 +63,14 @@ class Data(Section):
     def _template_names_the_prompt(self) -> Self:
         if "{prompt}" not in self.template:
             raise ValueError("data.template must contain {prompt}")
+        return self
+
+    @model_validator(mode="after")
+    def _verifier_is_written_rightly(self) -> Self:
+        try:
+            VerifierName.parse(self.verifier)
+        except ValueError as error:
+            raise ValueError(f"data.verifier = {error}") from error
         return self
 
     @model_validator(mode="after")

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dapod.batched_tokens import batched_tokens, rollouts_in_flight
 from dapod.config import RunConfig
 from dapod.plan.assumptions import Assumptions
 from dapod.plan.hardware import Gpu
 from dapod.plan.model_shape import ModelShape
-
-BATCHED_TOKENS = 8192
-"""Most tokens of one pass, vLLM's default on large GPUs (`max_num_batched_tokens`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +23,8 @@ class RolloutMemory:
     given_bytes: float
     """gpu_memory_ratio of the GPU."""
     weights_bytes: float
+    pass_tokens: int
+    """vLLM's max_num_batched_tokens."""
     pass_bytes: float
     reserve_bytes: float
     cache_bytes_per_token: float
@@ -53,17 +53,18 @@ def rollout_memory(
     """A sequence that is being sampled holds its mean length on average: at any moment longer ones
     are met more often, which for lengths as uneven as these makes up for their being unfinished."""
     split = config.rollout.tensor_parallel
-    asked = config.rollout.groups_in_flight * config.algorithm.group_size
+    asked, pass_tokens = rollouts_in_flight(config), batched_tokens(config, cpu=False)
     given = config.rollout.gpu_memory_ratio * gpu.memory_bytes
     weights = shape.published_bytes / split
     reserve = assumed.reserve_gib * 2**30
-    one_pass = _pass_bytes(shape, split, asked)
+    one_pass = _pass_bytes(shape, split, pass_tokens, asked)
     per_token = shape.key_value_bytes_per_token / min(split, shape.key_value_heads)
     tokens = int(max(0.0, given - weights - one_pass - reserve) / per_token)
     mean = assumed.prompt_tokens + assumed.response_tokens
     return RolloutMemory(
         given_bytes=given,
         weights_bytes=weights,
+        pass_tokens=pass_tokens,
         pass_bytes=one_pass,
         reserve_bytes=reserve,
         cache_bytes_per_token=per_token,
@@ -74,7 +75,7 @@ def rollout_memory(
     )
 
 
-def _pass_bytes(shape: ModelShape, split: int, asked: int) -> float:
+def _pass_bytes(shape: ModelShape, split: int, tokens: int, asked: int) -> float:
     """The widest layer of a prefill, and three fp32 tensors of logits for sampling."""
-    layer = BATCHED_TOKENS * (6 * shape.intermediate / split + 8 * shape.hidden)
+    layer = tokens * (6 * shape.intermediate / split + 8 * shape.hidden)
     return layer + 3 * 4 * asked * shape.vocabulary

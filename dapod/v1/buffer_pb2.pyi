@@ -4,7 +4,8 @@ isort:skip_file
 The contract of the buffer: prompts, leases, dynamic sampling, batches and their ledger.
 
 The buffer only answers. All its state is in Redis, so any replica may answer any call.
-Every call may be repeated: leases, groups and steps carry the key that makes it idempotent.
+Every call may be repeated: leases, groups and steps carry the key that makes it idempotent. Only a
+lost reply of LeasePrompts costs something: prompts that nobody works on until their leases expire.
 Errors: FAILED_PRECONDITION when the run id or config digest differs, or a step is out of order;
 INVALID_ARGUMENT names the field; NOT_FOUND for a lease or group that never was;
 RESOURCE_EXHAUSTED when Redis is full (back off and repeat); UNAVAILABLE when Redis is away.
@@ -235,7 +236,7 @@ class LeasePromptsRequest(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     MAX_PROMPTS_FIELD_NUMBER: _builtins.int
     max_prompts: _builtins.int
-    """max_prompts is the number of free slots; 0 is a heartbeat."""
+    """max_prompts is the number of free slots; with 0 only the policy to load is asked for."""
     @_builtins.property
     def run(self) -> _types_pb2.RunIdentity:
         """run is checked first."""
@@ -278,7 +279,7 @@ class LeasePromptsResponse(_message.Message):
     lease_seconds: _builtins.float
     """lease_seconds until a lease expires unless renewed."""
     retry_seconds: _builtins.float
-    """retry_seconds to wait before asking again after a refusal."""
+    """retry_seconds to wait before asking again for what was not granted."""
     @_builtins.property
     def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
         """leases granted now."""
@@ -328,7 +329,7 @@ class RenewLeasesRequest(_message.Message):
 
     @_builtins.property
     def lease_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """lease_ids to renew."""
+        """lease_ids to renew; none is a heartbeat."""
 
     def __init__(
         self,
@@ -379,8 +380,13 @@ class ReturnLeasesRequest(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     LEASE_IDS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    IN_VAIN_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """reason goes to the log."""
+    in_vain: _builtins.bool
+    """in_vain: the groups could not be finished here, as opposed to a pod that stops. A prompt whose leases
+    ended in vain (or expired) eight times is dropped as failed.
+    """
     @_builtins.property
     def run(self) -> _types_pb2.RunIdentity:
         """run is checked first."""
@@ -400,10 +406,11 @@ class ReturnLeasesRequest(_message.Message):
         worker: Global___Worker | None = ...,
         lease_ids: _abc.Iterable[_builtins.str] | None = ...,
         reason: _builtins.str = ...,
+        in_vain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ids", b"lease_ids", "reason", b"reason", "run", b"run", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_vain", b"in_vain", "lease_ids", b"lease_ids", "reason", b"reason", "run", b"run", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -411,7 +418,7 @@ Global___ReturnLeasesRequest: _TypeAlias = ReturnLeasesRequest  # noqa: Y015
 
 @_typing.final
 class ReturnLeasesResponse(_message.Message):
-    """ReturnLeasesResponse counts what was requeued."""
+    """ReturnLeasesResponse counts what was still held."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1050,7 +1057,7 @@ class Evaluation(_message.Message):
 
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvaluatedProblem]:
-        """results of the problems that were done, in order."""
+        """results of the problems that were done, in order, from the first that was asked for; those that fit."""
 
     def __init__(
         self,
@@ -1077,6 +1084,9 @@ class FetchEvaluationsRequest(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     EVALUATED_FIELD_NUMBER: _builtins.int
+    FIRST_PROBLEM_FIELD_NUMBER: _builtins.int
+    first_problem: _builtins.int
+    """first_problem wanted: 0, or next_problem of the reply before."""
     @_builtins.property
     def run(self) -> _types_pb2.RunIdentity:
         """run is checked first."""
@@ -1090,10 +1100,11 @@ class FetchEvaluationsRequest(_message.Message):
         *,
         run: _types_pb2.RunIdentity | None = ...,
         evaluated: _abc.Iterable[_types_pb2.PolicyVersion] | None = ...,
+        first_problem: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluated", b"evaluated", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluated", b"evaluated", "first_problem", b"first_problem", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1108,10 +1119,13 @@ class FetchEvaluationsResponse(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    NEXT_PROBLEM_FIELD_NUMBER: _builtins.int
     open: _builtins.int
     """open evaluations, under way or waiting for their turn."""
     waiting_for: _builtins.str
     """waiting_for says in words what the open ones wait for."""
+    next_problem: _builtins.int
+    """next_problem to ask for, with the same policies named; absent when there are no more results."""
     @_builtins.property
     def evaluation(self) -> Global___Evaluation:
         """evaluation that the caller did not name."""
@@ -1122,14 +1136,20 @@ class FetchEvaluationsResponse(_message.Message):
         evaluation: Global___Evaluation | None = ...,
         open: _builtins.int = ...,
         waiting_for: _builtins.str = ...,
+        next_problem: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "evaluation", b"evaluation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "_next_problem", b"_next_problem", "evaluation", b"evaluation", "next_problem", b"next_problem"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "evaluation", b"evaluation", "open", b"open", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "_next_problem", b"_next_problem", "evaluation", b"evaluation", "next_problem", b"next_problem", "open", b"open", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__evaluation: _TypeAlias = _typing.Literal["evaluation"]  # noqa: Y015
     _WhichOneofArgType__evaluation: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation"]  # noqa: Y015
+    _WhichOneofReturnType__next_problem: _TypeAlias = _typing.Literal["next_problem"]  # noqa: Y015
+    _WhichOneofArgType__next_problem: _TypeAlias = _typing.Literal["_next_problem", b"_next_problem"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__evaluation) -> _WhichOneofReturnType__evaluation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_problem) -> _WhichOneofReturnType__next_problem | None: ...
 
 Global___FetchEvaluationsResponse: _TypeAlias = FetchEvaluationsResponse  # noqa: Y015
 

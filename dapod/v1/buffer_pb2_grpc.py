@@ -98,14 +98,15 @@ class BufferServiceServicer:
 
     def LeasePrompts(self, request, context):
         """LeasePrompts grants prompts to a rollout pod, as many as the staleness rule allows.
-        It is also the pod's heartbeat: the reply always names the policy to load.
+        The reply always names the policy to load.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewLeases(self, request, context):
-        """RenewLeases moves the expiry of leases that are still being worked on.
+        """RenewLeases moves the expiry of leases that are still being worked on. It is also the pod's
+        heartbeat, on a full server as well.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,7 +166,7 @@ class BufferServiceServicer:
 
     def FetchEvaluations(self, request, context):
         """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
-        time, and frees those it has.
+        time, and frees those it has. As many results come as fit one message: ask on for the rest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,7 +4,8 @@ isort:skip_file
 The contract of the buffer: prompts, leases, dynamic sampling, batches and their ledger.
 
 The buffer only answers. All its state is in Redis, so any replica may answer any call.
-Every call may be repeated: leases, groups and steps carry the key that makes it idempotent.
+Every call may be repeated: leases, groups and steps carry the key that makes it idempotent. Only a
+lost reply of LeasePrompts costs something: prompts that nobody works on until their leases expire.
 Errors: FAILED_PRECONDITION when the run id or config digest differs, or a step is out of order;
 INVALID_ARGUMENT names the field; NOT_FOUND for a lease or group that never was;
 RESOURCE_EXHAUSTED when Redis is full (back off and repeat); UNAVAILABLE when Redis is away.
@@ -42,10 +43,12 @@ class BufferServiceStub:
     def __new__(cls, channel: _aio.Channel) -> BufferServiceAsyncStub: ...
     LeasePrompts: _grpc.UnaryUnaryMultiCallable[_buffer_pb2.LeasePromptsRequest, _buffer_pb2.LeasePromptsResponse]
     """LeasePrompts grants prompts to a rollout pod, as many as the staleness rule allows.
-    It is also the pod's heartbeat: the reply always names the policy to load.
+    The reply always names the policy to load.
     """
     RenewLeases: _grpc.UnaryUnaryMultiCallable[_buffer_pb2.RenewLeasesRequest, _buffer_pb2.RenewLeasesResponse]
-    """RenewLeases moves the expiry of leases that are still being worked on."""
+    """RenewLeases moves the expiry of leases that are still being worked on. It is also the pod's
+    heartbeat, on a full server as well.
+    """
     ReturnLeases: _grpc.UnaryUnaryMultiCallable[_buffer_pb2.ReturnLeasesRequest, _buffer_pb2.ReturnLeasesResponse]
     """ReturnLeases gives prompts back at once (a pod that drains, an engine that failed)."""
     SubmitGroup: _grpc.UnaryUnaryMultiCallable[_buffer_pb2.SubmitGroupRequest, _buffer_pb2.SubmitGroupResponse]
@@ -68,7 +71,7 @@ class BufferServiceStub:
     """
     FetchEvaluations: _grpc.UnaryUnaryMultiCallable[_buffer_pb2.FetchEvaluationsRequest, _buffer_pb2.FetchEvaluationsResponse]
     """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
-    time, and frees those it has.
+    time, and frees those it has. As many results come as fit one message: ask on for the rest.
     """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_buffer_pb2.GetStatusRequest, _buffer_pb2.GetStatusResponse]
     """GetStatus counts everything, for people, tools and tests."""
@@ -80,10 +83,12 @@ class BufferServiceAsyncStub(BufferServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     LeasePrompts: _aio.UnaryUnaryMultiCallable[_buffer_pb2.LeasePromptsRequest, _buffer_pb2.LeasePromptsResponse]  # type: ignore[assignment]
     """LeasePrompts grants prompts to a rollout pod, as many as the staleness rule allows.
-    It is also the pod's heartbeat: the reply always names the policy to load.
+    The reply always names the policy to load.
     """
     RenewLeases: _aio.UnaryUnaryMultiCallable[_buffer_pb2.RenewLeasesRequest, _buffer_pb2.RenewLeasesResponse]  # type: ignore[assignment]
-    """RenewLeases moves the expiry of leases that are still being worked on."""
+    """RenewLeases moves the expiry of leases that are still being worked on. It is also the pod's
+    heartbeat, on a full server as well.
+    """
     ReturnLeases: _aio.UnaryUnaryMultiCallable[_buffer_pb2.ReturnLeasesRequest, _buffer_pb2.ReturnLeasesResponse]  # type: ignore[assignment]
     """ReturnLeases gives prompts back at once (a pod that drains, an engine that failed)."""
     SubmitGroup: _aio.UnaryUnaryMultiCallable[_buffer_pb2.SubmitGroupRequest, _buffer_pb2.SubmitGroupResponse]  # type: ignore[assignment]
@@ -106,7 +111,7 @@ class BufferServiceAsyncStub(BufferServiceStub):
     """
     FetchEvaluations: _aio.UnaryUnaryMultiCallable[_buffer_pb2.FetchEvaluationsRequest, _buffer_pb2.FetchEvaluationsResponse]  # type: ignore[assignment]
     """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
-    time, and frees those it has.
+    time, and frees those it has. As many results come as fit one message: ask on for the rest.
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_buffer_pb2.GetStatusRequest, _buffer_pb2.GetStatusResponse]  # type: ignore[assignment]
     """GetStatus counts everything, for people, tools and tests."""
@@ -121,7 +126,7 @@ class BufferServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_buffer_pb2.LeasePromptsResponse, _abc.Awaitable[_buffer_pb2.LeasePromptsResponse]]:
         """LeasePrompts grants prompts to a rollout pod, as many as the staleness rule allows.
-        It is also the pod's heartbeat: the reply always names the policy to load.
+        The reply always names the policy to load.
         """
 
     @_abc_1.abstractmethod
@@ -130,7 +135,9 @@ class BufferServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _buffer_pb2.RenewLeasesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_buffer_pb2.RenewLeasesResponse, _abc.Awaitable[_buffer_pb2.RenewLeasesResponse]]:
-        """RenewLeases moves the expiry of leases that are still being worked on."""
+        """RenewLeases moves the expiry of leases that are still being worked on. It is also the pod's
+        heartbeat, on a full server as well.
+        """
 
     @_abc_1.abstractmethod
     def ReturnLeases(
@@ -201,7 +208,7 @@ class BufferServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_buffer_pb2.FetchEvaluationsResponse, _abc.Awaitable[_buffer_pb2.FetchEvaluationsResponse]]:
         """FetchEvaluations returns a finished evaluation whose results the caller does not have yet, one at a
-        time, and frees those it has.
+        time, and frees those it has. As many results come as fit one message: ask on for the rest.
         """
 
     @_abc_1.abstractmethod

@@ -12,7 +12,7 @@ from dapod.redis_url import masked
 from dapod.rpc import RpcServer
 from dapod.service import Service, main
 from dapod.v1 import buffer_pb2_grpc
-from services.buffer.connection import check_memory, connect, permitted
+from services.buffer.connection import check_memory, check_version, connect, permitted
 from services.buffer.metrics import BufferMetrics, StateCollector
 from services.buffer.problems import Problems, load_problems
 from services.buffer.prompts import Prompts, load_prompts
@@ -36,6 +36,7 @@ def serve(service: Service) -> None:
     service.health.waiting(f"waiting for Redis at {masked(url)}")
     client = connect(url, stop=service.stop)
     with permitted(url):
+        check_version(client, url)
         check_memory(client, service.config)
     scripts = Scripts(
         client=client, run_id=service.run_id, config=service.config, problems=problems

@@ -1,4 +1,4 @@
-"""Reaching Redis at the start: patience, rights, and whether the run fits in memory."""
+"""Reaching Redis at the start: patience, rights, version, and whether the run fits in memory."""
 
 from __future__ import annotations
 
@@ -48,12 +48,15 @@ def connect(
 
 
 def _wait(client: redis.Redis, url: str, deadline: float, stop: threading.Event) -> None:
-    """Valkey may be starting, or loading its append-only file."""
+    """Valkey may be starting; loading its append-only file may take longer than any patience."""
     while True:
         try:
             client.ping()
             return
         except redis.RedisError as error:
+            loading = isinstance(error, redis.BusyLoadingError) or str(error).startswith("BUSY ")
+            if loading and not stop.wait(0.1):
+                continue
             advice = refusal(str(error))
             if advice:
                 raise ConfigError(f"DAPOD_REDIS_URL={masked(url)}: {advice}") from error
@@ -81,6 +84,19 @@ def permitted(url: str) -> Iterator[None]:
             f"DAPOD_REDIS_URL={masked(url)}: {error}: give the user the rights that "
             f"docs/kubernetes.md lists"
         ) from error
+
+
+def check_version(client: redis.Redis, url: str) -> None:
+    """Raises `ConfigError` for a server that cannot run scripts that begin with `#!lua`.
+
+    Valkey says here which Redis it is like.
+    """
+    version = str(client.info("server").get("redis_version", ""))
+    major = version.partition(".")[0]
+    if major.isdecimal() and int(major) < 7:
+        raise ConfigError(
+            f"Redis 7.0 or newer, or Valkey, is needed; DAPOD_REDIS_URL={masked(url)} is {version}"
+        )
 
 
 def check_memory(client: redis.Redis, config: RunConfig) -> None:

@@ -84,6 +84,7 @@ def evaluations_to_proto(found: Evaluations) -> buffer_pb2.FetchEvaluationsRespo
         evaluation=None if found.ended is None else _ended_to_proto(found.ended),
         open=found.open,
         waiting_for=found.waiting_for,
+        next_problem=None if found.ended is None else found.ended.next_problem,
     )
 
 

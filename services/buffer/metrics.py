@@ -241,9 +241,11 @@ def _counters(counts: Counts) -> Iterator[Metric]:
         "leases_granted": "Leases granted.",
         "leases_expired": "Leases that ran out: a rollout died, hung or lost its network.",
         "leases_returned": "Leases given back by rollouts that drained or failed.",
+        "groups_given_up": "Prompts dropped as failed because lease after lease ended without a "
+        "result: the rollouts' logs say why.",
         "resumes": "Times a trainer began again in this run: it crashed, was preempted or stopped.",
     }.items():
-        yield _counter(name, text, counts.totals.get(name, 0))
+        yield _counter(name, text, counts.totals.get(name.removeprefix("groups_"), 0))
     stale = counts.totals.get("stale", 0)
     yield _counter(
         "groups_stale", "Groups handed out staler than algorithm.max_staleness: a bug.", stale

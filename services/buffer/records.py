@@ -83,7 +83,9 @@ class EndedEvaluation:
     policy: PolicyVersion
     problems: int
     results: tuple[bytes, ...]
-    """A serialised `EvaluatedProblem` of each problem that was done, in order."""
+    """A serialised `EvaluatedProblem` of each problem that was done, in order; those that fit."""
+    next_problem: int | None
+    """To go on with; None when there are no more results."""
     dropped_because: str
     seconds: float
 

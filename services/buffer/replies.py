@@ -15,12 +15,12 @@ def versions(policies: Sequence[PolicyVersion]) -> list[list[int | str]]:
 
 
 def ended(fields: Sequence[Any]) -> EndedEvaluation:
-    number, lineage, problems, reason, milliseconds, flat = fields
-    pairs = zip(flat[::2], flat[1::2], strict=True)
+    number, lineage, problems, reason, milliseconds, results, *more = fields
     return EndedEvaluation(
         policy=PolicyVersion(number=int(number), lineage=lineage.decode()),
         problems=int(problems),
-        results=tuple(result for _, result in sorted(pairs, key=lambda pair: int(pair[0]))),
+        results=tuple(results),
+        next_problem=more[0] if more else None,
         dropped_because=reason.decode(),
         seconds=int(milliseconds) / 1000,
     )

@@ -21,6 +21,8 @@ from services.buffer.problems import Problems
 LUA = Path(__file__).parent / "lua"
 SHARED = ("common", "evaluation")
 """Stand before every script, in this order."""
+DROPPED = ("submit", "#!lua flags=allow-oom")
+"""A group of which only counts are kept frees memory: `submit.lua`, on a full server as well."""
 
 
 class StoreAway(Exception):
@@ -116,9 +118,10 @@ def _asking(ask: Callable[[], Any]) -> Any:
     except redis.ResponseError as error:
         if isinstance(error, redis.exceptions.NoPermissionError) or str(error).startswith("ACL "):
             raise StoreForbidden(f"Redis refuses: {error}") from error
-        # What a server says that cannot write for now: its disk is full, or its replicas are gone.
-        if str(error).startswith(("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")):
-            raise StoreAway(f"Redis cannot write: {error}") from error
+        # What a server says that cannot serve for now: its disk is full, its replicas are gone, or
+        # one script keeps it busy (resuming a long run in an emptied Redis takes seconds).
+        if str(error).startswith(("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY ")):
+            raise StoreAway(f"Redis cannot serve: {error}") from error
         raise
 
 
@@ -142,4 +145,7 @@ def _texts() -> dict[str, str]:
             shebang, _, body = file.read_text().partition("\n")
             assert shebang.startswith("#!lua"), file
             texts[file.stem] = f"{shebang}\n{common}{body}"
+    script, shebang = DROPPED
+    _, _, body = texts[script].partition("\n")
+    texts[f"{script}_dropped"] = f"{shebang}\n{body}"
     return texts

@@ -34,6 +34,7 @@ POLL_SECONDS = 0.05
 MAX_WAIT_SECONDS = 60.0
 MAX_FETCH_BYTES = 32 * 1024 * 1024
 RETRY_SECONDS = 0.2
+"""How soon a rollout with free slots asks again."""
 
 log = logging.getLogger("dapod.buffer")
 Reply = TypeVar("Reply")
@@ -93,7 +94,10 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
         for field in ("run_id", "config_digest"):
             theirs, ours = getattr(run, field), getattr(self._run, field)
             if theirs != ours:
-                raise Refused(f"run.{field}: this buffer serves {ours!r}, not {theirs!r}")
+                raise Refused(
+                    f"run.{field}: this buffer serves {ours!r}, not {theirs!r}: start buffer and "
+                    f"caller from the same config file, or choose another run id"
+                )
 
     @serving
     def LeasePrompts(
@@ -109,7 +113,7 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
             state=wire.state_to_proto(grant.state),
             refusal=grant.refusal,
             lease_seconds=self._config.buffer.lease_seconds,
-            retry_seconds=RETRY_SECONDS if grant.refusal else 0.0,
+            retry_seconds=RETRY_SECONDS,
         )
 
     def _lease(self, lease: LeaseId) -> buffer_pb2.Lease:
@@ -172,7 +176,8 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
                 request.worker.worker_id,
                 request.reason,
             )
-        return buffer_pb2.ReturnLeasesResponse(returned=self._store.give_back(leases))
+        returned = self._store.give_back(leases, in_vain=request.in_vain)
+        return buffer_pb2.ReturnLeasesResponse(returned=returned)
 
     @serving
     def SubmitGroup(
@@ -264,7 +269,7 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
     ) -> buffer_pb2.ResumeResponse:
         policy = wire.policy_from_proto(request.policy)
         ledger = [self._entry(e, f"ledger[{i}]") for i, e in enumerate(request.ledger)]
-        if [entry.step for entry in ledger] != list(range(policy.number)):
+        if len(ledger) != policy.number or any(e.step != i for i, e in enumerate(ledger)):
             raise ValueError(
                 f"ledger: must hold the steps 0 to {policy.number - 1}, each once, in order"
             )
@@ -303,7 +308,9 @@ class BufferServicer(buffer_pb2_grpc.BufferServiceServicer):
     def FetchEvaluations(
         self, request: buffer_pb2.FetchEvaluationsRequest, _: grpc.ServicerContext
     ) -> buffer_pb2.FetchEvaluationsResponse:
-        return messages.evaluations_to_proto(self._store.evaluations(_versions(request.evaluated)))
+        known = _versions(request.evaluated)
+        found = self._store.evaluations(known, request.first_problem, MAX_FETCH_BYTES)
+        return messages.evaluations_to_proto(found)
 
     @serving
     def GetStatus(

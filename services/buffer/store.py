@@ -32,7 +32,7 @@ from services.buffer.records import (
     Submission,
     WorkerSeen,
 )
-from services.buffer.scripts import Scripts
+from services.buffer.scripts import Scripts, StoreAway, StoreFull
 
 SYNC_MS = 1000
 """Longest wait for the append-only file, which is fsynced every second."""
@@ -73,9 +73,9 @@ class Store:
     def lease(self, worker: WorkerSeen, max_prompts: int) -> Grant:
         """Grants up to `max_prompts`, and keeps the queue filled."""
         first, queued, cursor = self._lease(worker, max_prompts)
-        self._refill(queued, cursor)
+        refilled = self._refill(queued, cursor)
         missing = max_prompts - len(first.leases)
-        if not missing or first.refusal != QUEUE_EMPTY:
+        if not missing or not refilled or first.refusal != QUEUE_EMPTY:
             return first
         rest, queued, cursor = self._lease(worker, missing)
         self._refill(queued, cursor)
@@ -98,7 +98,18 @@ class Store:
         )
         return grant, queued, Cursor(epoch=epoch, position=position)
 
-    def _refill(self, queued: int, cursor: Cursor) -> None:
+    def _refill(self, queued: int, cursor: Cursor) -> bool:
+        """Whether the queue is full again. What was granted is not lost when Redis is away or
+        full: the next call refills.
+        """
+        try:
+            self._fill(queued, cursor)
+        except (StoreAway, StoreFull) as error:
+            log.warning("the queue is not refilled: %s", error)
+            return False
+        return True
+
+    def _fill(self, queued: int, cursor: Cursor) -> None:
         """A compare-and-set on the cursor: when another replica was faster, it did the work."""
         # Identities trained already (a witness named them) are passed over: hence the loop.
         while 0 <= queued < self._queue_prompts:
@@ -118,9 +129,13 @@ class Store:
         )
         return [leases[index - 1] for index in lost]
 
-    def give_back(self, leases: Sequence[LeaseId]) -> int:
-        """Requeues the prompts of those still held; returns how many."""
-        return int(self._scripts.call("give_back", replies.lease_args(leases)))
+    def give_back(self, leases: Sequence[LeaseId], *, in_vain: bool = False) -> int:
+        """Requeues the prompts of those still held; returns how many were.
+
+        `in_vain`: the groups could not be finished. A prompt is dropped after a few of those.
+        """
+        args = {**replies.lease_args(leases), "in_vain": in_vain}
+        return int(self._scripts.call("give_back", args))
 
     def expire(self) -> None:
         """Requeues the prompts of leases that ran out. Most calls do so on their way."""
@@ -141,9 +156,12 @@ class Store:
             "counts": dict(submission.counts),
             "reward_sum": repr(submission.reward_sum),
         }
-        # Of a dropped group only the counts are kept: its payload need not travel.
-        payload = submission.payload if submission.keep else b""
-        reply = self._scripts.call("submit", args, payload)
+        # Of a dropped group only the counts are kept: its payload need not travel, and a full
+        # server takes it.
+        if submission.keep:
+            reply = self._scripts.call("submit", args, submission.payload)
+        else:
+            reply = self._scripts.call("submit_dropped", args)
         return self._disposition(reply, submission.lease, submission.policy)
 
     def submit_evaluated(self, submission: EvaluatedSubmission) -> Disposition:
@@ -172,9 +190,16 @@ class Store:
             )
         return Disposition(word)
 
-    def evaluations(self, known: Sequence[PolicyVersion]) -> Evaluations:
-        """Frees the results of `known` and returns those of one that is not."""
-        args = {"evaluated": replies.versions(known)}
+    def evaluations(
+        self, known: Sequence[PolicyVersion], first_problem: int, max_bytes: int
+    ) -> Evaluations:
+        """Frees the results of `known` and returns those of one that is not, from a problem on, as
+        many as fit, at least one."""
+        args = {
+            "evaluated": replies.versions(known),
+            "first_problem": first_problem,
+            "max_bytes": max_bytes,
+        }
         left, waiting_for, *ended = self._scripts.call("evaluations", args)
         return Evaluations(
             ended=replies.ended(ended) if ended else None,

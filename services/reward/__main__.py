@@ -52,7 +52,7 @@ def _answer_until_stopped(service: Service, pool: VerifierPool, servicer: Reward
 
 
 def _wait_for_a_worker(service: Service, pool: VerifierPool) -> None:
-    """ConfigError when none will come: only a worker, which loads verifiers, knows their names."""
+    """ConfigError when none will come: only a worker knows what loads."""
     while not service.stop.is_set() and not pool.wait_until_warm(LOOK_UP_SECONDS, workers=1):
         if pool.refusal:
             evaluates = service.config.evaluation is not None

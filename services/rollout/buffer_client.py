@@ -85,14 +85,14 @@ class BufferClient:
         self.holding = Holding(loaded=None)
 
     async def lease(self, max_prompts: int) -> Grant:
-        """Asks for work; with 0 prompts it is a heartbeat."""
+        """Asks for work; with 0 prompts, only which policy to load."""
         request = buffer_pb2.LeasePromptsRequest(
             run=self._run, worker=self._worker(), max_prompts=max_prompts
         )
         return _grant(await self._call(self._stub.LeasePrompts, request, CALL_SECONDS))
 
     async def renew(self, lease_ids: Collection[str]) -> set[str]:
-        """Renews leases; returns the lost ones."""
+        """Renews leases, and returns the lost ones; with none it is a heartbeat."""
         request = buffer_pb2.RenewLeasesRequest(
             run=self._run, worker=self._worker(), lease_ids=lease_ids
         )
@@ -110,10 +110,19 @@ class BufferClient:
         reply = await self._call(self._stub.SubmitGroup, request, SUBMIT_SECONDS)
         return wire.disposition_from_proto(reply.disposition)
 
-    async def give_back(self, lease_ids: Collection[str], reason: str) -> int:
-        """Returns leases with one attempt; raises `grpc.RpcError` when it fails."""
+    async def give_back(
+        self, lease_ids: Collection[str], reason: str, *, in_vain: bool = False
+    ) -> int:
+        """Returns leases with one attempt; raises `grpc.RpcError` when it fails.
+
+        `in_vain` says that the groups themselves could not be finished.
+        """
         request = buffer_pb2.ReturnLeasesRequest(
-            run=self._run, worker=self._worker(), lease_ids=lease_ids, reason=reason
+            run=self._run,
+            worker=self._worker(),
+            lease_ids=lease_ids,
+            reason=reason,
+            in_vain=in_vain,
         )
         reply = await self._stub.ReturnLeases(request, timeout=RETURN_SECONDS)
         return reply.returned

@@ -97,7 +97,7 @@ class OpenLeases:
         self._metrics.groups.labels("returned").inc()
         # A lease that cannot be returned expires.
         with contextlib.suppress(grpc.RpcError):
-            await self._buffer.give_back([prompt.lease_id], reason)
+            await self._buffer.give_back([prompt.lease_id], reason, in_vain=True)
         await asyncio.sleep(FAILURE_SECONDS)
 
     def _leave(self, lease_id: str, done: asyncio.Task[None]) -> None:

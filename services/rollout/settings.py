@@ -16,6 +16,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+from dapod.batched_tokens import batched_tokens, rollouts_in_flight
 from dapod.config import RunConfig
 
 _CPU_BLOCK_TOKENS = 32
@@ -65,7 +66,8 @@ def engine_arguments(
         "model": str(model),
         "dtype": "bfloat16",
         "max_model_len": config.context_tokens,
-        "max_num_seqs": config.rollout.groups_in_flight * config.algorithm.group_size,
+        "max_num_seqs": rollouts_in_flight(config),
+        "max_num_batched_tokens": batched_tokens(config, cpu=cpu),
         "tensor_parallel_size": config.rollout.tensor_parallel,
         # The default is log-probs of the raw logits: wrong at any temperature but 1 (trl#4159).
         "logprobs_mode": "processed_logprobs",

@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,15 @@ from services.rollout.engine import (
     SamplingRequest,
 )
 from services.rollout.policies import VerifiedPolicy
+from services.rollout.progress import EngineProgress
 
 START_SECONDS = 900.0
 LOAD_SECONDS = 600.0
 """Deadline of each step of a change-over; reading weights from slow storage is the longest."""
 STOP_SECONDS = 5.0
-SAMPLE_SECONDS = 24 * 3600.0
-"""A request that runs longer is lost; leases are renewed meanwhile."""
+STALL_SECONDS = 900.0
+"""An engine that has requests and takes no step for so long never will: a step takes milliseconds,
+or seconds where many long prompts come at once."""
 
 log = logging.getLogger("dapod.rollout")
 
@@ -46,8 +49,15 @@ log = logging.getLogger("dapod.rollout")
 class VllmEngine:
     """`arguments(directory)` gives AsyncEngineArgs' arguments for the first version's files."""
 
-    def __init__(self, arguments: Callable[[Path], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        arguments: Callable[[Path], dict[str, Any]],
+        *,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
         self._arguments = arguments
+        self._stall_seconds = stall_seconds
+        self._progress = EngineProgress()
         self._llm: Any = None
         self._loaded: PolicyVersion | None = None
         self._ready = False
@@ -105,9 +115,10 @@ class VllmEngine:
 
         try:
             with self._in_hand():
-                async with asyncio.timeout(SAMPLE_SECONDS):
-                    finished = await self._generate(request)
+                finished = await self._watched(self._generate(request))
             return tuple(self._output(completion) for completion in finished.outputs)
+        except EngineFailed:
+            raise
         except EngineDeadError as error:
             self._fail("the engine's process died")
             raise EngineFailed(self._failure) from error
@@ -127,6 +138,7 @@ class VllmEngine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 await in_thread(lambda: llm.shutdown(timeout=0))
+        _kill_children()  # a wedged core heeds no SIGTERM
 
     async def _start(self, verified: VerifiedPolicy) -> None:
         await self.import_vllm()
@@ -143,7 +155,7 @@ class VllmEngine:
         try:
             arguments = AsyncEngineArgs(**self._arguments(directory))
             if not self._stopping:
-                self._llm = AsyncLLM.from_engine_args(arguments)
+                self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._progress])
         finally:
             self._starting = False
 
@@ -152,8 +164,7 @@ class VllmEngine:
         for _ in range(80):
             if not self._starting:
                 return
-            for child in multiprocessing.active_children():
-                child.kill()
+            _kill_children()
             await asyncio.sleep(0.1)
 
     async def _change_over(self, verified: VerifiedPolicy) -> None:
@@ -187,6 +198,20 @@ class VllmEngine:
             self._sampling -= 1
             if not self._sampling:
                 self._idle.set()
+
+    async def _watched(self, generating: Coroutine[Any, Any, Any]) -> Any:
+        """Waits for as long as the engine takes steps; `EngineFailed` when it does not."""
+        request, began = asyncio.ensure_future(generating), time.monotonic()
+        try:
+            while not (await asyncio.wait({request}, timeout=self._stall_seconds / 10))[0]:
+                idle = self._progress.idle_seconds(since=began)
+                if idle > self._stall_seconds:
+                    self._fail(f"the engine has requests and took no step for {idle:.0f} s")
+                    raise EngineFailed(self._failure)
+            return request.result()
+        finally:
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
 
     async def _generate(self, request: SamplingRequest) -> Any:
         from vllm.inputs.engine import tokens_input
@@ -226,6 +251,11 @@ class VllmEngine:
     def _fail(self, reason: str) -> None:
         self._failure, self._ready = reason, False
         log.error("the engine must be restarted: %s", reason)
+
+
+def _kill_children() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _import_vllm() -> None:

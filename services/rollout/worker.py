@@ -4,8 +4,8 @@
      ▲          a newer policy is named?  announce it ─► verify its files ─► drain ─► load
      └───── wait: a slot is free, a refusal's time is over, or the keeper had its turn
 
-Beside it the keeper renews all open leases and sends heartbeats at a third of the lease time,
-loads and engine starts included. It is the only one that hears of lost leases.
+Beside it the keeper renews all open leases at a third of the lease time, loads and engine starts
+included; with none that is the pod's heartbeat. It is the only one that hears of lost leases.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ class Worker:
         except EngineFailed as error:
             reason = f"the engine failed: {error}"
             raise
+        except Exception as error:
+            reason = f"the pod failed: {type(error).__name__}: {error}"
+            raise
         finally:
             for task in tasks:
                 task.cancel()
@@ -93,13 +96,10 @@ class Worker:
                 await self._wait(grant)
 
     async def _keep(self) -> None:
-        """The keeper: renewals and heartbeats."""
+        """The keeper."""
         await self._heard.wait()
         while True:
             await asyncio.sleep(self._lease_seconds / 3)
-            if self._open.ids:
-                for lease_id in await self._buffer.renew(self._open.ids):
-                    self._open.lose(lease_id)
             await self._heartbeat()
             self._wake.set()
 
@@ -112,7 +112,9 @@ class Worker:
         return grant
 
     async def _heartbeat(self) -> None:
-        await self._buffer.lease(0)
+        """Renews what is held and says what is loaded: a full Redis takes that too."""
+        for lease_id in await self._buffer.renew(self._open.ids):
+            self._open.lose(lease_id)
 
     async def _wait(self, grant: Grant) -> None:
         """Until a group ended, the keeper had its turn, or time is over."""

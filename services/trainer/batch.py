@@ -24,12 +24,16 @@ from dapod.algorithm import group_advantages
 from dapod.types import Group
 from services.trainer.cut import Row
 
-_PROMPT, _PADDING = 0, -1
+_SHARED = 0
+"""The number of no rollout: the prompt's tokens, and padding, which no real token sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What one forward pass takes. T response tokens of R rows lie flat, rollout after rollout."""
+    """What one forward pass takes. T response tokens of R rows lie flat, rollout after rollout.
+
+    Its N rollouts are numbered from 1, in that order.
+    """
 
     input_ids: torch.Tensor
     """[R, L] int64, right-padded with 0."""
@@ -37,8 +41,14 @@ class MicroBatch:
     """[R, L] int64: each rollout continues its prompt."""
     mask: torch.Tensor | None
     """[R, 1, L, L] bool, True where a query (second to last) sees a key; None is causal."""
+    segments: torch.Tensor
+    """[R, L] int64: the rollout that a token was fed for; 0 is the prompt, or padding."""
+    places: torch.Tensor
+    """[N + 1] int64: which of its row's rollouts each one is, from 0; the first, of none, is -1."""
     rows: torch.Tensor
     """[T] int64: the row of each response token."""
+    rollouts: torch.Tensor
+    """[T] int64: its rollout; 0 for the one token of a micro-batch without rows."""
     columns: torch.Tensor
     """[T] int64: the position whose logits predict it."""
     targets: torch.Tensor
@@ -49,20 +59,35 @@ class MicroBatch:
     """[T] float32; 0 where the rollout was not judged."""
     weights: torch.Tensor
     """[T] float32: the normaliser; 0 where a token carries no loss."""
-    rollouts: torch.Tensor
-    """[R] int64: rollouts in each row."""
     old_logprobs: torch.Tensor | None = None
     """[T] float32: by the trainer at the start of the step; None on the first update, which gets
     them free."""
 
-    def without(self, rows: torch.Tensor) -> MicroBatch:
-        """The same shape with the content of `rows` ([R] bool) blanked and weightless."""
-        dropped = rows[self.rows]
+    def having(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[N + 1] bool: the rollouts with one of `tokens` ([T] bool)."""
+        found = torch.zeros(len(self.places), dtype=torch.bool)
+        found[self.rollouts[tokens]] = True
+        return found & (self.places >= 0)
+
+    def alone(self, place: int) -> MicroBatch:
+        """Of every row the rollout at that place, with its prompt and nothing else in the row."""
+        return self.without((self.places != place) & (self.places >= 0))
+
+    def without(self, rollouts: torch.Tensor) -> MicroBatch:
+        """The same shape with `rollouts` ([N + 1] bool) blanked and weightless.
+
+        The prompt goes with the last of its row.
+        """
+        gone = rollouts[self.rollouts]
+        empty = torch.ones(len(self.input_ids), dtype=torch.bool)
+        empty[self.rows[~gone]] = False
         return replace(
             self,
-            input_ids=self.input_ids.masked_fill(rows[:, None], 0),
-            targets=self.targets.masked_fill(dropped, 0),
-            weights=self.weights.masked_fill(dropped, 0.0),
+            input_ids=self.input_ids.masked_fill(empty[:, None] | rollouts[self.segments], 0),
+            targets=self.targets.masked_fill(gone, 0),
+            # Not by their weight alone: NaN times zero is NaN.
+            rollout_logprobs=self.rollout_logprobs.masked_fill(gone, 0.0),
+            weights=self.weights.masked_fill(gone, 0.0),
         )
 
 
@@ -90,24 +115,26 @@ def assemble(
     """
     shape = (max(len(rows), 1), max((row.fed for row in rows), default=1))
     ids, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    segments = np.full(shape, _PADDING)
+    segments, places = np.full(shape, _SHARED), [-1]
     tokens = [_nothing()] if not rows else []
     for i, row in enumerate(rows):
         group = groups[row.group_id]
         _check_lengths(row, group)
         p = at = row.prompt_tokens
         ids[i, :p], positions[i, :p] = group.prompt_token_ids, np.arange(p)
-        segments[i, :p] = _PROMPT
-        for segment, index in enumerate(row.rollouts, start=1):
+        for place, index in enumerate(row.rollouts):
+            number = len(places)
+            places.append(place)
             rollout, value = group.rollouts[index], advantage[row.group_id][index]
             share = weight[row.group_id][index]
             n = len(rollout.token_ids)
             end = at + n - 1
             ids[i, at:end], positions[i, at:end] = rollout.token_ids[:-1], p + np.arange(n - 1)
-            segments[i, at:end] = segment
+            segments[i, at:end] = number
             tokens.append(
                 (
                     np.full(n, i),
+                    np.full(n, number),
                     # The prompt's last position predicts the first token of every rollout.
                     np.concatenate([[p - 1], np.arange(at, end)]),
                     rollout.token_ids.astype(np.int64),
@@ -122,13 +149,15 @@ def assemble(
         input_ids=torch.from_numpy(ids),
         positions=torch.from_numpy(positions),
         mask=_mask(segments) if any(len(row.rollouts) > 1 for row in rows) else None,
+        segments=torch.from_numpy(segments),
+        places=torch.tensor(places),
         rows=flat[0],
-        columns=flat[1],
-        targets=flat[2],
-        rollout_logprobs=flat[3],
-        advantages=flat[4],
-        weights=flat[5],
-        rollouts=torch.tensor([len(row.rollouts) for row in rows] or [0]),
+        rollouts=flat[1],
+        columns=flat[2],
+        targets=flat[3],
+        rollout_logprobs=flat[4],
+        advantages=flat[5],
+        weights=flat[6],
     )
 
 
@@ -136,12 +165,12 @@ def _mask(segments: npt.NDArray[np.int64]) -> torch.Tensor:
     """A token sees its prompt and what came before it in its own rollout."""
     query, key = segments[:, :, None], segments[:, None, :]
     causal = np.tri(segments.shape[1], dtype=np.bool_)
-    return torch.from_numpy((causal & ((key == _PROMPT) | (key == query)))[:, None])
+    return torch.from_numpy((causal & ((key == _SHARED) | (key == query)))[:, None])
 
 
 def _nothing() -> tuple[npt.NDArray[np.generic], ...]:
     index, number = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
-    return index, index, index, number, number, number
+    return index, index, index, index, number, number, number
 
 
 def _check_lengths(row: Row, group: Group) -> None:

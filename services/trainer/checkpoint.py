@@ -57,14 +57,14 @@ class CheckpointStore:
     """The `checkpoints` directory of a run."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def path(self, step: int) -> Path:
-        return self._root / f"step-{step:08d}"
+        return self.root / f"step-{step:08d}"
 
     def beside(self, step: int) -> Path:
         """Where a checkpoint is written before it is visible."""
-        return self._root / f".step-{step:08d}.tmp"
+        return self.root / f".step-{step:08d}.tmp"
 
     def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint."""
@@ -83,10 +83,14 @@ class CheckpointStore:
 
     def begin(self, step: int) -> None:
         """Makes an empty directory for the ranks to save into; what a crash left is removed."""
-        self._root.mkdir(parents=True, exist_ok=True)
-        for leftover in self._root.glob(".step-*"):
-            shutil.rmtree(leftover)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.sweep()
         self.beside(step).mkdir()
+
+    def sweep(self) -> None:
+        """Removes what a crash left half written. Only for rank 0 and its node."""
+        for leftover in self.root.glob(".step-*"):
+            shutil.rmtree(leftover)
 
     def finish(self, checkpoint: Checkpoint) -> None:
         """Makes a saved checkpoint visible and removes all but the newest ones."""
@@ -94,14 +98,14 @@ class CheckpointStore:
         (beside / RECORD).write_text(json.dumps(asdict(checkpoint)) + "\n")
         sync_tree(beside)
         beside.rename(final)
-        _sync(self._root)
+        _sync(self.root)
         for step in self._steps()[:-KEEP]:
             shutil.rmtree(self.path(step))
 
     def _steps(self) -> list[int]:
-        if not self._root.is_dir():
+        if not self.root.is_dir():
             return []
-        matches = (_NAME.match(entry.name) for entry in self._root.iterdir())
+        matches = (_NAME.match(entry.name) for entry in self.root.iterdir())
         return sorted(int(m[1]) for m in matches if m)
 
 
@@ -163,7 +167,11 @@ def _read(file: Path) -> Checkpoint:
         ledger = tuple(_entry(entry) for entry in raw.pop("ledger"))
         return Checkpoint(**raw, ledger=ledger)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"cannot read {file}: {error}; remove that checkpoint") from error
+        # An earlier checkpoint would be refused: the groups between the two were freed.
+        raise ConfigError(
+            f"cannot read {file} ({error}): start a new run (another run.name or --run-dir) with "
+            f"model.path = policies/v<N>, the newest of this run"
+        ) from error
 
 
 def _entry(raw: dict[str, Any]) -> LedgerEntry:

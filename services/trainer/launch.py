@@ -24,6 +24,7 @@ from pathlib import Path
 from dapod.config import ConfigError, RunConfig
 from dapod.model_files import check_disk, check_model, model_bytes
 from dapod.ops import listen
+from dapod.policy_store import PolicyStore
 from dapod.service import Service
 from services.trainer.checkpoint import (
     KEEP,
@@ -44,16 +45,25 @@ _PR_SET_PDEATHSIG = 1
 def check(service: Service) -> None:
     """Everything that can be refused without torch. Raises `ConfigError`."""
     config, environment = service.config, service.environment
-    Node.of(environment, config.trainer.ranks)
+    node = Node.of(environment, config.trainer.ranks)
     check_model(config)
-    check_disk(config, environment.policy_dir)
-    checkpoints = environment.run_dir / CHECKPOINTS
-    latest = CheckpointStore(checkpoints).latest()
+    checkpoints = CheckpointStore(environment.run_dir / CHECKPOINTS)
+    latest = checkpoints.latest()
     if latest:
         check_resumable(latest, config, config.trainer.ranks)
-    _check_checkpoint_room(config, checkpoints)
+    if node.index == 0:
+        _check_room(config, checkpoints, PolicyStore(environment.policy_dir))
     _ = environment.buffer_address
     listen(environment.listen_host, environment.ops_port).close()
+
+
+def _check_room(config: RunConfig, checkpoints: CheckpointStore, policies: PolicyStore) -> None:
+    """What a kill left half written is removed before the room is measured: a start that is refused
+    is not tried again. On node 0 alone, like all else that is removed."""
+    checkpoints.sweep()
+    policies.sweep()
+    check_disk(config, policies.root)
+    _check_checkpoint_room(config, checkpoints.root)
 
 
 def _check_checkpoint_room(config: RunConfig, directory: Path) -> None:

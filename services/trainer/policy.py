@@ -96,8 +96,9 @@ class Policy:
             self._engine.step()
         if not self._engine.was_step_applied():
             raise UpdateSkipped(
-                "there was no update because the gradient is not finite: lower "
-                "optimiser.learning_rate, or resume from an earlier checkpoint"
+                "there was no update because the gradient is not finite, and there will be none: "
+                "start a new run (another run.name or --run-dir) with model.path = policies/v<N>, "
+                "the newest of this run, and for example a lower optimiser.learning_rate"
             )
         return float(self._engine.get_global_grad_norm()) if norm is None else norm
 

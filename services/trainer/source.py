@@ -14,15 +14,17 @@ from collections.abc import Iterator, Sequence
 
 import grpc
 
+from dapod.config import ConfigError
 from dapod.health import Health
 from dapod.ledger import LedgerEntry, check_plan, entry_to_proto
-from dapod.rpc import Patience
+from dapod.rpc import Patience, status
 from dapod.types import Group, PolicyVersion, RunState
 from dapod.v1.buffer_pb2 import (
     BatchPlan,
     CheckpointedRequest,
     CommitStepRequest,
     CommitStepResponse,
+    Evaluation,
     FetchEvaluationsRequest,
     FetchEvaluationsResponse,
     FetchGroupsRequest,
@@ -33,7 +35,7 @@ from dapod.v1.buffer_pb2 import (
 )
 from dapod.v1.buffer_pb2_grpc import BufferServiceStub
 from dapod.v1.types_pb2 import RunIdentity
-from dapod.wire import parse_group, policy_to_proto, state_from_proto
+from dapod.wire import parse_group, policy_from_proto, policy_to_proto, state_from_proto
 from services.trainer.phases import BEAT_SECONDS
 from services.trainer.stopped import Stopped
 
@@ -66,14 +68,23 @@ class Source:
         evaluated: Sequence[PolicyVersion] = (),
     ) -> None:
         """Announces this start: `policy` is published, `ledger` is what its checkpoint holds,
-        `evaluated` are the policies whose evaluation is on disk."""
+        `evaluated` are the policies whose evaluation is on disk.
+
+        Raises `ConfigError` when the buffer serves another run or config, or cannot go back to
+        this checkpoint: nothing gets better by trying again.
+        """
         request = ResumeRequest(
             run=self._run,
             policy=policy_to_proto(policy),
             ledger=[entry_to_proto(entry) for entry in ledger],
             evaluated=map(policy_to_proto, evaluated),
         )
-        reply = self._patience.call(self._stub.Resume, request)
+        try:
+            reply = self._patience.call(self._stub.Resume, request)
+        except grpc.RpcError as error:
+            if status(error) is grpc.StatusCode.FAILED_PRECONDITION:
+                raise ConfigError(f"the buffer refuses this trainer: {error.details()}") from error
+            raise
         self._lineage = policy.lineage
         if reply.replay_steps:
             log.info("steps %s are trained again, verbatim", list(reply.replay_steps))
@@ -141,9 +152,16 @@ class Source:
         return self._patience.call(self._stub.CommitStep, request)
 
     def evaluations(self, evaluated: Sequence[PolicyVersion]) -> FetchEvaluationsResponse:
-        """One that has ended and is not named in `evaluated`, if any, and how many are open."""
+        """One that has ended and is not named in `evaluated`, if any, with all its results, and how
+        many are open."""
         request = FetchEvaluationsRequest(run=self._run, evaluated=map(policy_to_proto, evaluated))
-        return self._patience.call(self._stub.FetchEvaluations, request)
+        whole = page = self._patience.call(self._stub.FetchEvaluations, request)
+        while page.HasField("next_problem"):
+            request.first_problem = page.next_problem
+            self._beat()
+            page = self._patience.call(self._stub.FetchEvaluations, request)
+            _add(whole.evaluation, page.evaluation)
+        return whole
 
     def pause(self) -> None:
         """Between two questions; raises `Stopped` when the trainer is told to stop."""
@@ -161,6 +179,15 @@ def _check(plan: BatchPlan, step: int) -> None:
     if plan.step != step or not plan.groups or not plan.prompts_per_update:
         raise ValueError(f"asked for step {step}, the buffer sent a plan of step {plan.step}")
     check_plan(plan)
+
+
+def _add(evaluation: Evaluation, page: Evaluation) -> None:
+    if page.policy != evaluation.policy:
+        raise ValueError(
+            f"the results of {policy_from_proto(evaluation.policy)} were freed while they were "
+            f"being fetched: has another trainer started?"
+        )
+    evaluation.results.extend(page.results)
 
 
 def _verified(planned: PlannedGroup, payload: bytes) -> Group:

@@ -47,7 +47,8 @@ class TrainedStep:
     """Response tokens that carried loss: of judged rollouts that the overlong filter left,
     end-of-sequence included."""
     rollouts_dropped: int
-    """Not in the row: rollouts whose log-probs were not finite."""
+    """Not in the row: rollouts with log-probs that are not finite, even asked alone; the others of
+    their group were trained."""
     updates: int
     """Not in the row: optimiser updates of the step."""
 

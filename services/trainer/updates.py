@@ -175,23 +175,40 @@ class Updates:
     def _forward(
         self, model: Policy | Reference, batch: MicroBatch, sums: Sums
     ) -> tuple[MicroBatch, torch.Tensor, torch.Tensor]:
-        """Log-probs and entropies of a micro-batch without the rows that give no finite ones.
+        """Log-probs and entropies of a micro-batch without the rollouts that have no finite ones.
 
-        Zero weights alone would not do: NaN times zero is NaN, in every gradient and in attention
-        across a row. So whole rows are blanked and the pass is repeated, on all ranks, for ZeRO-3
-        runs them in step.
+        Zero weights alone would not do: NaN times zero is NaN, in every gradient. So what is broken
+        is blanked and the pass is repeated, on all ranks, for ZeRO-3 runs them in step.
         """
         if self._stop.is_set():
             raise Stopped
         self._phases.beat()
         logprobs, entropies = model.log_probs(batch)
-        broken = torch.zeros(len(batch.input_ids), dtype=torch.bool)
-        broken[batch.rows[~torch.isfinite(logprobs.detach())]] = True
-        if self._ranks.any(bool(broken.any())):
-            sums.rollouts_dropped += int(batch.rollouts[broken].sum())
-            batch = batch.without(broken)
-            logprobs, entropies = model.log_probs(batch)
-        return batch, logprobs, entropies
+        broken = batch.having(_not_finite(batch, logprobs))
+        if not self._ranks.any(bool(broken.any())):
+            return batch, logprobs, entropies
+        del logprobs, entropies  # and what the pass kept for backward
+        broken = self._broken_alone(model, batch)
+        sums.rollouts_dropped += int(broken.sum())
+        batch = batch.without(broken)
+        return batch, *model.log_probs(batch)
+
+    def _broken_alone(self, model: Policy | Reference, batch: MicroBatch) -> torch.Tensor:
+        """[N + 1] bool: the rollouts that have no finite log-probs with nothing else in their row.
+
+        Rollouts of a row do not see each other, but attention multiplies what it hides by zero: the
+        NaN of one is in all of them, and even in their prompt. So each is asked alone, as many
+        passes as the fullest row has rollouts; it is rare, and takes no more memory than the first.
+        """
+        broken, place = torch.zeros(len(batch.places), dtype=torch.bool), 0
+        while self._ranks.any(place <= int(batch.places.max())):
+            self._phases.beat()
+            alone = batch.alone(place)
+            with torch.no_grad():
+                logprobs, _ = model.log_probs(alone)
+            broken |= alone.having(_not_finite(alone, logprobs)) & (batch.places == place)
+            place += 1
+        return broken
 
     def _result(self, sums: Sums, norms: list[float], learning_rate: float) -> TrainedStep:
         names = [field.name for field in fields(Sums)]
@@ -214,6 +231,11 @@ class Updates:
             rollouts_dropped=int(total.rollouts_dropped),
             updates=len(norms),
         )
+
+
+def _not_finite(batch: MicroBatch, logprobs: torch.Tensor) -> torch.Tensor:
+    """[T] bool: by this pass, or as the engine reported it."""
+    return ~(torch.isfinite(logprobs.detach()) & torch.isfinite(batch.rollout_logprobs))
 
 
 def _add_mismatch(sums: Sums, batch: MicroBatch, logprobs: torch.Tensor) -> None:

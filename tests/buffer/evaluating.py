@@ -6,6 +6,7 @@ Example: `world.resume(0); (lease,) = world.problems_of(world.ask_for_work("a", 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import redis
 
@@ -17,6 +18,7 @@ from services.buffer.records import (
     EndedEvaluation,
     EvaluatedSubmission,
     EvaluationCounts,
+    Evaluations,
     Grant,
     LeaseId,
     Plan,
@@ -24,6 +26,13 @@ from services.buffer.records import (
 from tests.buffer.world import Clock, World, make_config, make_prompts
 
 PROBLEMS = 5
+
+
+def result_of(row: int) -> buffer_pb2.EvaluatedProblem:
+    return buffer_pb2.EvaluatedProblem(problem=row, response_tokens=7)
+
+
+RESULT_BYTES = result_of(PROBLEMS - 1).ByteSize()
 
 
 def make_problems(count: int = PROBLEMS, digest: str = "five") -> Problems:
@@ -76,7 +85,7 @@ class EvaluatedWorld(World):
     def submit_problem(self, lease: LeaseId, policy: PolicyVersion | None = None) -> Disposition:
         problem = ProblemId.parse(lease.group_id)
         assert problem is not None
-        result = buffer_pb2.EvaluatedProblem(problem=problem.row, response_tokens=7)
+        result = result_of(problem.row)
         return self.store.submit_evaluated(
             EvaluatedSubmission(
                 lease=lease,
@@ -106,16 +115,24 @@ class EvaluatedWorld(World):
         self.commit_stats = committed.stats
         return committed
 
+    def ask_for_results(self, *known: PolicyVersion, first: int = 0) -> Evaluations:
+        """A page, of two results."""
+        return self.store.evaluations(known, first, 2 * RESULT_BYTES)
+
     def fetch(self) -> list[EndedEvaluation]:
-        """What the trainer had not, as it asks for it; remembers all."""
+        """What the trainer had not, as it asks for it, page by page; remembers all."""
         news = []
         while True:
             known = [one.policy for one in self.fetched]
-            found = self.store.evaluations(known)
-            if found.ended is None:
+            ended = page = self.ask_for_results(*known).ended
+            if ended is None:
                 return news
-            news.append(found.ended)
-            self.fetched.append(found.ended)
+            while page is not None and page.next_problem is not None:
+                page = self.ask_for_results(*known, first=page.next_problem).ended
+                assert page is not None and page.policy == ended.policy
+                ended = replace(ended, results=ended.results + page.results)
+            news.append(ended)
+            self.fetched.append(ended)
 
     def restart(self, step: int, lineage: str) -> None:
         """The trainer starts again: its file is cut back, and it says what it still holds."""

@@ -265,14 +265,14 @@ def test_the_run_is_finished_only_after_its_last_evaluation(client: redis.Redis)
     assert grant.state is RunState.RUNNING and len(problems_in(grant)) == 1
     grant = world.ask_for_work("b", 1, 1)
     assert grant.refusal == "all 1 steps are trained; v1-first is being evaluated"
-    found = world.store.evaluations([])
+    found = world.ask_for_results()
     assert found.open == 1
     assert found.waiting_for == "v1-first: 0 of 5 problems evaluated, 1 being sampled by 1 pods"
     world.finish("a", 1, PROBLEMS - 1)
     world.clock.sleep(61)
     world.finish("b", 1, 1)
     assert world.ask_for_work("a", 1, 1).state is RunState.FINISHED
-    assert world.store.evaluations([V0]).open == 0
+    assert world.ask_for_results(V0).open == 0
 
 
 def test_without_a_pod_the_last_evaluation_ends_at_its_deadline_all_the_same(
@@ -359,6 +359,30 @@ def test_the_results_are_freed_when_the_trainer_has_them(world: EvaluatedWorld) 
     world.finish("a", 0)
     world.fetch()
     assert not [key for key in world.client.scan_iter() if b":e:" in key]
+
+
+def test_results_come_in_pages_which_may_be_asked_for_again_until_the_trainer_has_all(
+    make: Callable[..., EvaluatedWorld],
+) -> None:
+    world = make(deadline_seconds=600.0)
+    leases = world.lease_problems("a", 0, PROBLEMS)
+    for lease in (leases[0], leases[2], leases[3]):
+        world.submit_problem(lease)
+    world.clock.sleep(601)
+    for _ in range(2):
+        first, second = world.ask_for_results().ended, world.ask_for_results(first=3).ended
+        assert first is not None and second is not None
+        assert (rows(first), first.next_problem) == ([0, 2], 3)
+        assert (rows(second), second.next_problem) == ([3], None)
+        assert first.policy == second.policy == V0
+        assert first.dropped_because == second.dropped_because != ""
+    assert world.ask_for_results(V0, first=3).ended is None
+
+
+def test_a_result_that_is_longer_than_a_page_comes_alone(world: EvaluatedWorld) -> None:
+    world.finish("a", 0)
+    pages = [world.store.evaluations([], first, 1).ended for first in range(PROBLEMS)]
+    assert [rows(page) for page in pages if page] == [[0], [1], [2], [3], [4]]
 
 
 @pytest.mark.parametrize("problems", [make_problems(digest="other"), make_problems(3, "three")])

@@ -113,7 +113,7 @@ class EvaluatedRun:
     def train(self) -> None:
         self.world.fetch()
         if self.step == STEPS:
-            self.finished = self.world.store.evaluations([]).open == 0
+            self.finished = self.world.ask_for_results().open == 0
         elif self.training is None:
             found = self.world.ask(self.step)
             if isinstance(found, Plan):

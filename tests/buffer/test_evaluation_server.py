@@ -1,13 +1,16 @@
 """Evaluations over real gRPC: what a lease carries, what is refused, what the trainer is given."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 import redis
 
 from dapod import wire
+from dapod.health import Health
 from dapod.types import PolicyVersion
 from dapod.v1 import buffer_pb2
+from services.trainer.source import Source
 from tests.buffer.evaluating import EvaluatedWorld
 from tests.buffer.test_server import V0, Service, refusal, serve
 from tests.buffer.world import make_group
@@ -32,9 +35,11 @@ def submit(service: Service, lease: buffer_pb2.Lease, correct: list[bool | None]
     return service.stub.SubmitGroup(request, timeout=10).disposition
 
 
-def fetch(service: Service, *known: PolicyVersion) -> buffer_pb2.FetchEvaluationsResponse:
+def fetch(
+    service: Service, *known: PolicyVersion, first: int = 0
+) -> buffer_pb2.FetchEvaluationsResponse:
     request = buffer_pb2.FetchEvaluationsRequest(
-        run=service.run, evaluated=map(wire.policy_to_proto, known)
+        run=service.run, evaluated=map(wire.policy_to_proto, known), first_problem=first
     )
     return service.stub.FetchEvaluations(request, timeout=10)
 
@@ -59,6 +64,39 @@ def test_results_go_all_the_way_to_the_trainer(service: Service) -> None:
     verdicts = [wire.verdict_from_proto(verdict).correct for verdict in result.verdicts]
     assert (verdicts, result.response_tokens) == ([True, False, None], 6)
     assert not fetch(service, V0).HasField("evaluation")
+
+
+def test_results_beyond_one_message_come_in_pages(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for lease in service.lease(5).leases:
+        submit(service, lease, [True, False, None])
+    whole = fetch(service)
+    limit = sum(result.ByteSize() for result in whole.evaluation.results[:3])
+    monkeypatch.setattr("services.buffer.server.MAX_FETCH_BYTES", limit)
+    first = fetch(service)
+    assert [result.problem for result in first.evaluation.results] == [0, 1, 2]
+    assert (first.next_problem, whole.HasField("next_problem")) == (3, False)
+    last = fetch(service, first=3)
+    assert not last.HasField("next_problem")
+    assert first.evaluation.policy == last.evaluation.policy == whole.evaluation.policy
+    results = [*first.evaluation.results, *last.evaluation.results]
+    assert results == list(whole.evaluation.results)
+    assert fetch(service, first=3) == last, "until it is named, it may be asked for again"
+    assert not fetch(service, V0).HasField("evaluation")
+
+
+def test_the_trainer_puts_the_pages_together(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for lease in service.lease(5).leases:
+        submit(service, lease, [True, False, None])
+    source = Source(service.stub, service.run, Health(), threading.Event())
+    whole = source.evaluations([])
+    monkeypatch.setattr("services.buffer.server.MAX_FETCH_BYTES", 1)
+    assert source.evaluations([]).evaluation == whole.evaluation
+    assert len(whole.evaluation.results) == 5
+    assert not source.evaluations([V0]).HasField("evaluation")
 
 
 def test_status_counts_an_evaluation_apart(service: Service) -> None:

@@ -13,7 +13,7 @@ import pytest
 from dapod.cli import redis_ping
 from dapod.cli.ports import free_ports
 from dapod.config import ConfigError
-from services.buffer.connection import check_memory, connect, permitted
+from services.buffer.connection import check_memory, check_version, connect, permitted
 from services.buffer.scripts import StoreAway
 from tests.buffer.test_main import needs_model, running
 from tests.buffer.test_metrics import registry_of, value
@@ -91,6 +91,7 @@ def test_a_run_needs_no_more_than_the_documented_rights_and_url(port: int, ours:
     redis_ping.check(url)
     with connect(url) as client:
         world = World(client)
+        check_version(client, url)
         check_memory(client, world.config)
         world.resume(0)
         world.step(0)

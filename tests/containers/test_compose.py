@@ -120,7 +120,7 @@ def test_files_lie_where_pods_have_them(name: str) -> None:
 @pytest.mark.skipif(KUBECTL is None, reason="kubectl is not on PATH; it builds the manifests")
 def test_the_model_is_fetched_and_valkey_started_as_in_the_demo() -> None:
     by_component = {pod.component: pod.containers[0] for pod in pods(build("cpu-demo"))}
-    assert services()["model"]["command"] == by_component["model"]["command"]
+    assert services()["model"]["command"] == by_component["model"]["args"]
     assert services()["valkey"]["image"] == by_component["valkey"]["image"]
     assert services()["valkey"]["entrypoint"] == by_component["valkey"]["command"]
 
@@ -208,6 +208,17 @@ def test_a_gpu_is_reserved_where_one_is_used() -> None:
             assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
             # Prometheus finds it under the name that its scrape config has.
             assert service["networks"] == {"run": {"aliases": [image_of(name)]}}
+
+
+@pytest.mark.parametrize("name", services())
+def test_what_is_compiled_into_temporary_files_can_be_loaded_on_gpus_and_nowhere_else(
+    name: str,
+) -> None:
+    (temporary,) = services()[name]["tmpfs"]
+    path, _, options = temporary.partition(":")
+    assert path == "/tmp"
+    # Docker's own default is noexec.
+    assert ("exec" in options.split(",")) == name.endswith("-gpu")
 
 
 def test_rollouts_can_be_scaled() -> None:

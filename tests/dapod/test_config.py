@@ -92,6 +92,13 @@ def test_a_missing_file_and_broken_toml_are_one_sentence(tmp_path):
         configuration.load(broken)
 
 
+def test_a_file_that_is_not_utf_8_is_named_with_its_line(tmp_path):
+    file = tmp_path / "latin1.toml"
+    file.write_bytes('[run]\n# Größe\nname = "x"\n'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin1\.toml line 2 is not UTF-8: save the file as"):
+        configuration.load(file)
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
@@ -101,7 +108,9 @@ def test_a_missing_file_and_broken_toml_are_one_sentence(tmp_path):
         ("trainer.tokens_per_micro_batch=40", "must hold one rollout"),
         ("algorithm.dual_clip=0.9", "must be above 1, or 0 to turn it off"),
         ("algorithm.preset=ppo", "choose one of dapo, dapo_verl, grpo, dr_grpo"),
+        ('algorithm.preset=["dapo"]', "algorithm.preset = ['dapo']: choose one of dapo, dapo_verl"),
         ("data.template=no hole", "must contain {prompt}"),
+        ("data.verifier=nonsense", "data.verifier = 'nonsense' is not a verifier; use one of dapo"),
         ("data.path=hub:nobody", "write it as hub:OWNER/NAME[@REVISION][/FILES]"),
         ("data.path=reasoning_gym:", "write it as reasoning_gym:DATASET"),
         ("data.path=reasoning_gym:chain_sum", "data.size is missing"),
@@ -233,6 +242,8 @@ def test_an_evaluation_without_data_is_refused():
         ("evaluation.max_response_tokens=3000000", "lower evaluation.samples or"),
         ("evaluation.top_p=0", "evaluation.top_p = 0"),
         ("evaluation.max_share=1.5", "evaluation.max_share = 1.5"),
+        ("evaluation.data.verifier=nonsense", "evaluation.data.verifier = 'nonsense' is not a"),
+        ("evaluation.data.template=no hole", "evaluation.data.template must contain {prompt}"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused(override, says):

@@ -5,15 +5,19 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from dapod import config
 from dapod.config import ConfigError, RunConfig
 from dapod.model_wait import wait
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+WEIGHTS = save({"a": np.ones(100, dtype=np.float32)})
 
 
 def a_run(model: Path) -> RunConfig:
@@ -23,7 +27,7 @@ def a_run(model: Path) -> RunConfig:
 def put_model(directory: Path) -> None:
     beside = directory.with_name("beside")
     beside.mkdir()
-    (beside / "model.safetensors").touch()
+    (beside / "model.safetensors").write_bytes(WEIGHTS)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (beside / name).write_text(json.dumps({}))
     beside.rename(directory)
@@ -42,6 +46,26 @@ def test_a_model_that_comes_later_ends_the_wait(
     wait(a_run(tmp_path / "model"), seconds=60)
     later.join()
     assert "waiting: model.path" in capsys.readouterr().err
+
+
+def test_a_model_that_is_being_copied_is_waited_for_and_what_is_missing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    put_model(model)
+    weights, said = model / "model.safetensors", f"{tmp_path}/model/model.safetensors has "
+    weights.write_bytes(WEIGHTS[:-1])
+    waiting = threading.Thread(target=wait, args=[a_run(model)], kwargs={"seconds": 60})
+    waiting.start()
+    deadline, heard = time.monotonic() + 30, ""
+    while said not in heard:
+        assert time.monotonic() < deadline and waiting.is_alive()
+        heard += capsys.readouterr().err
+        waiting.join(0.05)
+    weights.write_bytes(WEIGHTS)
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert f"waiting: model.path: {said}{len(WEIGHTS) - 1} bytes" in heard
 
 
 def test_the_wait_has_an_end(tmp_path: Path) -> None:

@@ -51,3 +51,10 @@ def test_weights_that_leave_no_room_for_one_rollout_do_not_fit() -> None:
     assert not memory.fits
     assert (memory.cache_bytes, memory.concurrent_rollouts) == (0, 0)
     assert computed(THIRTY_TWO, tensor_parallel=2).fits
+
+
+def test_a_pass_is_counted_with_the_tokens_that_the_engine_is_given() -> None:
+    many = computed(SEVEN, groups_in_flight=2000)
+    assert many.asked_rollouts == many.pass_tokens == 16_000
+    assert many.pass_bytes == 16_000 * (113_664 + 28_672) + 3 * 4 * 16_000 * 152_064
+    assert computed(SEVEN, groups_in_flight=1).pass_tokens == 8 * 1000

@@ -1,6 +1,7 @@
 """A policy version is whole or invisible."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,52 @@ def test_a_truncated_file_a_missing_file_and_a_changed_config_are_found(store):
         store.prune(keep=[], newest=0)
 
 
+def change_header(file: Path, change: Callable[[dict], object]) -> None:
+    """The same bytes of tensors behind another header."""
+    data = file.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    changed = change(header)
+    text = json.dumps(header if changed is None else changed).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[begin:])
+
+
+NO_TENSOR = r"header: it does not say what tensor a is and where it lies"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda h: h["a"].pop("dtype") and None, NO_TENSOR),
+        (lambda h: h["a"].update(dtype=7), NO_TENSOR),
+        (lambda h: h["a"].update(shape=6), NO_TENSOR),
+        (lambda h: h["a"].update(shape=[2, None]), NO_TENSOR),
+        (lambda h: h["a"].update(shape=[-2, -3]), NO_TENSOR),
+        (lambda h: h["a"].update(data_offsets=[24, 0]), NO_TENSOR),
+        (lambda h: h["a"].update(data_offsets=[-1, 24]), NO_TENSOR),
+        (lambda h: h["a"].update(data_offsets=[0, "x"]), NO_TENSOR),
+        (lambda h: h["a"].update(data_offsets=[0, 8, 24]), NO_TENSOR),
+        (lambda h: h.update(a=[]), NO_TENSOR),
+        (lambda h: [h], "header: it is not a JSON object"),
+        (lambda h: h["a"].update(data_offsets=[0, 999]), r"bytes, its header describes \d+"),
+        (lambda h: {"b": {**h["b"], "data_offsets": [0, 16]}}, "its header describes"),
+    ],
+)
+def test_a_damaged_header_is_corrupt_and_its_file_named(store, change, says):
+    store.publish(version(0), write)
+    file = store.path(version(0)) / "model.safetensors"
+    change_header(file, change)
+    with pytest.raises(PolicyCorrupt, match=says) as refused:
+        store.verify(version(0))
+    assert str(refused.value).startswith(str(file))
+
+
+def test_a_header_that_says_it_is_as_long_as_memory_is_not_read(store, monkeypatch):
+    monkeypatch.setattr("dapod.policy_store._HEADER_BYTES", 10)
+    with pytest.raises(PolicyCorrupt, match="is not a safetensors file"):
+        store.publish(version(0), write)
+
+
 def test_a_manifest_that_belongs_to_another_version_is_refused(store):
     store.publish(version(0), write)
     (store.root / "v0-aa").rename(store.root / "v1-aa")
@@ -106,9 +153,11 @@ def test_a_manifest_that_belongs_to_another_version_is_refused(store):
 
 def test_a_manifest_that_cannot_be_read_is_corrupt_not_missing(store):
     store.publish(version(0), write)
-    (store.path(version(0)) / "manifest.json").write_text(json.dumps({"number": 0}))
-    with pytest.raises(PolicyCorrupt, match="cannot be read"):
-        store.manifest(version(0))
+    lists = {"number": 0, "lineage": "aa", "tensors": ["a"], "files": ["b"], "bytes": 1}
+    for body in ({"number": 0}, lists):
+        (store.path(version(0)) / "manifest.json").write_text(json.dumps(body))
+        with pytest.raises(PolicyCorrupt, match="cannot be read"):
+            store.manifest(version(0))
 
 
 def test_pruning_keeps_the_newest_and_whatever_is_in_use(store):

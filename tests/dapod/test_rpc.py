@@ -1,5 +1,6 @@
 """Deadlines, patience, refusals and caps, over real gRPC on loopback."""
 
+import math
 import threading
 
 import grpc
@@ -68,6 +69,14 @@ def test_patience_repeats_while_the_other_side_is_away_and_says_so(serve):
     stub = reward_pb2_grpc.RewardServiceStub(channel)
     patience(waits).call(stub.Score, reward_pb2.ScoreRequest())
     assert waits == ["waiting for the reward: unavailable"] * 2
+
+
+def test_patience_without_an_end_lasts_through_an_outage_of_days(serve):
+    _, channel = serve(rpc.Refusal(grpc.StatusCode.UNAVAILABLE, "gone"))
+    with pytest.raises(grpc.RpcError) as caught:
+        reward_pb2_grpc.RewardServiceStub(channel).Score(reward_pb2.ScoreRequest(), timeout=5)
+    forever = patience([], give_up_seconds=math.inf)
+    assert 1 <= forever._pause(caught.value, started=0.0, attempt=100_000) <= 2
 
 
 def test_patience_ends_when_the_call_is_refused(serve):

@@ -48,8 +48,17 @@ def summaries(alert: str, series: Mapping[str, str], minute: int, directory: Pat
     return [json.loads(text) for text in re.findall(r'summary=("(?:[^"\\]|\\.)*")', said)]
 
 
+def wrong(expected: Mapping[str, float], series: Mapping[str, str], directory: Path) -> str:
+    """What promtool says of queries that do not give their number after a minute; '' if all do."""
+    asked = [
+        {"expr": query, "eval_time": "1m", "exp_samples": [{"labels": "{}", "value": value}]}
+        for query, value in expected.items()
+    ]
+    return _unexpected(series, {"promql_expr_test": asked}, directory)
+
+
 def _unexpected(series: Mapping[str, str], asked: Mapping[str, object], directory: Path) -> str:
-    """What promtool says when it is told to expect nothing; empty when it was right."""
+    """What promtool says when it finds something else; empty when what was expected was right."""
     file = directory / "rules.test.json"  # YAML is a superset
     told = [{"series": name, "values": values} for name, values in series.items()]
     test = {

@@ -47,6 +47,15 @@ def panels() -> list[Panel]:
     ]
 
 
+def annotations() -> list[str]:
+    """What marks the time axis of every panel, a query for each dashboard's mark."""
+    return [
+        _filled(mark["expr"])
+        for file in DASHBOARDS
+        for mark in json.loads(file.read_text())["annotations"]["list"]
+    ]
+
+
 def rules() -> Iterator[dict[str, Any]]:
     for file in RULES:
         for group in yaml.safe_load(file.read_text())["groups"]:

@@ -256,5 +256,7 @@ def test_an_alert_says_what_it_is_and_where_to_read_on(alert: str) -> None:
     rule = ALERTS[alert]
     notes = rule["annotations"]
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+    # By it dashboards and routes tell ours from others'.
+    assert rule["labels"]["app"] == "dapod"
     assert notes["summary"].endswith(".") and notes["description"].endswith(".")
     assert notes["runbook"] == f"docs/operations.md#{alert.lower()}"

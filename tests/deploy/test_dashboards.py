@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.promtool import DEPLOY, needs_promtool, promtool
-from tests.deploy.queries import DASHBOARDS, panels
+from tests.deploy.promtool import DEPLOY, needs_promtool, promtool, wrong
+from tests.deploy.queries import DASHBOARDS, annotations, names, panels
 
 UNITS = {"none", "percentunit", "s", "bytes", "cps", "sci"}
 
@@ -66,12 +66,27 @@ def test_one_page_goes_from_learning_to_the_trainer() -> None:
 
 @needs_promtool
 def test_prometheus_understands_every_query(tmp_path: Path) -> None:
-    queries = [query for panel in panels() for query in panel.queries]
+    queries = [query for panel in panels() for query in panel.queries] + annotations()
     recorded = [{"record": f"q:{i}", "expr": query} for i, query in enumerate(queries)]
     file = tmp_path / "queries.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
     said = promtool("check", "rules", file)
     assert f"{len(queries)} rules found" in said
+
+
+@needs_promtool
+def test_a_dashboard_counts_no_alerts_of_others(tmp_path: Path) -> None:
+    """kube-prometheus-stack's Watchdog, for one, fires all the time."""
+    shown = [query for panel in panels() for query in panel.queries] + annotations()
+    asked = {f"sum({query})": 1 for query in shown if "ALERTS" in names(query)}
+    # Two panels, and the same marks on every page.
+    assert len(asked) == 3
+    firing = 'alertstate="firing",namespace="run"'
+    series = {
+        f'ALERTS{{alertname="TrainerStalled",app="dapod",{firing}}}': "1x5",
+        f'ALERTS{{alertname="Watchdog",{firing}}}': "1x5",
+    }
+    assert not (why := wrong(asked, series, tmp_path)), why
 
 
 def test_provisioning_finds_the_dashboards_and_prometheus() -> None:

@@ -272,6 +272,17 @@ def test_sigterm_ends_a_waiting_trainer_at_once_and_not_as_if_it_had_finished(ti
         assert time.monotonic() - began < 10
 
 
+def test_a_start_that_the_buffer_refuses_is_one_sentence_and_exit_status_2(tiny_model, tmp_path):
+    with script(2) as buffer:
+        buffer.refuses_resume = "run.config_digest: this buffer serves 'a', not 'b'"
+        config = config_for(tiny_model, 2, ranks=2)
+        with TrainerProcess(tmp_path, config, buffer.address) as trainer:
+            assert trainer.wait() == 2
+    said = trainer.log.read_text()
+    assert f"dapod: the buffer refuses this trainer: {buffer.refuses_resume}\n" in said
+    assert "_InactiveRpcError" not in said
+
+
 def test_a_rank_that_fails_ends_every_node(tmp_path):
     port = str(free_port())
     launchers = [

@@ -91,23 +91,31 @@ class Pod:
 @functools.cache
 def build(overlay: str, *components: str) -> tuple[Manifest, ...]:
     """Every object of the combination, in kustomize's order."""
-    folder = K8S / "base" if overlay == "base" else K8S / "overlays" / overlay
     if not components:
-        return _built(folder)
+        return _built(_folder(overlay))
+    return build_own(overlay, *components)
+
+
+def build_own(overlay: str, *components: str, **changes: Any) -> tuple[Manifest, ...]:
+    """A folder of one's own that names ours, as the docs advise, and changes something of them."""
     with tempfile.TemporaryDirectory() as directory:
-        # A folder of one's own that names ours, as the docs advise.
         own = Path(directory).resolve()
         (own / "kustomization.yaml").write_text(
             yaml.safe_dump(
                 {
                     "apiVersion": "kustomize.config.k8s.io/v1beta1",
                     "kind": "Kustomization",
-                    "resources": [_relative(folder, own)],
+                    "resources": [_relative(_folder(overlay), own)],
                     "components": [_relative(K8S / "components" / c, own) for c in components],
+                    **changes,
                 }
             )
         )
         return _built(own)
+
+
+def _folder(overlay: str) -> Path:
+    return K8S / "base" if overlay == "base" else K8S / "overlays" / overlay
 
 
 def _relative(folder: Path, start: Path) -> str:

@@ -110,6 +110,24 @@ def test_all_pods_are_denied_by_default_both_ways() -> None:
     assert policy["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
+def test_callers_may_ask_the_clusters_dns_and_a_nodes_cache_and_nothing_else_there() -> None:
+    manifests = build("cpu-demo", "network-policies")
+    policy = named(manifests, "NetworkPolicy", "dns")["spec"]
+    # `model` calls a package index.
+    callers = {one for one, _, _ in GRAPH} | {"model"}
+    assert set(policy["podSelector"]["matchExpressions"][0]["values"]) == callers
+    (rule,) = policy["egress"]
+    assert {(one["protocol"], one["port"]) for one in rule["ports"]} == {("UDP", 53), ("TCP", 53)}
+    addresses = {place["ipBlock"]["cidr"] for place in rule["to"] if "ipBlock" in place}
+    # NodeLocal DNSCache, and GKE's Cloud DNS.
+    assert addresses == {"169.254.20.10/32", "169.254.169.254/32"}
+    servers = [place for place in rule["to"] if "ipBlock" not in place]
+    system = {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
+    assert all(place["namespaceSelector"] == system for place in servers)
+    labels = [place["podSelector"]["matchLabels"] for place in servers]
+    assert labels == [{"k8s-app": "kube-dns"}, {"k8s-app": "node-local-dns"}]
+
+
 @pytest.mark.parametrize("component", ["rollout", "reward", "buffer", "trainer"])
 def test_prometheus_reads_every_service(component: str) -> None:
     manifests = build("cpu-demo", "network-policies", "monitoring")

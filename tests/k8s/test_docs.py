@@ -6,7 +6,17 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.k8s.manifests import COMBINATIONS, COMPONENTS, OVERLAYS, ROOT, build, named
+from tests.k8s.manifests import (
+    COMBINATIONS,
+    COMPONENTS,
+    OVERLAYS,
+    ROOT,
+    build,
+    build_own,
+    named,
+    of_kind,
+    pods,
+)
 
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.S)]
@@ -39,6 +49,68 @@ def test_the_page_replaces_a_config_map_that_the_base_has() -> None:
         made = named(build("base"), "ConfigMap", generator["name"])
         assert generator["behavior"] == "merge"
         assert set(generator["files"]) <= set(made["data"])
+
+
+def test_the_patch_on_the_page_names_a_node_for_all_pods_that_must_share_one() -> None:
+    (block,) = [b for b in BLOCKS if "patches" in b]
+    for pod in pods(build_own("cpu-demo", **block)):
+        together = "podAffinity" in pod.spec.get("affinity", {})
+        chosen = {"kubernetes.io/hostname": "NODE"} if together else None
+        assert pod.spec.get("nodeSelector") == chosen, pod.owner
+
+
+def test_the_page_empties_the_volumes_that_keep_those_pods_on_a_node() -> None:
+    (command,) = re.findall(r"kubectl -n dapod delete pvc (.+)", PAGE)
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for pod in pods(build("cpu-demo"))
+        if "affinity" in pod.spec
+        for volume in pod.spec["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert set(command.split()) == claims
+
+
+def test_no_second_trainer_is_started_beside_one_that_still_ends() -> None:
+    """Without it kubectl returns while the pod of the deleted Job has its grace period."""
+    texts = [file.read_text() for file in (ROOT / "docs").rglob("*.md")]
+    deletes = [
+        command
+        for command in re.findall(r"kubectl [^&\n`]*\bdelete [^&\n`#]*", "\n".join(texts))
+        if re.search(r"\b(job|jobset)\b(?!/model)", command)
+    ]
+    assert len(deletes) >= 6
+    for command in deletes:
+        assert "--cascade=foreground" in command and "--wait=false" not in command, command
+
+
+def test_nobody_is_told_to_look_for_an_earlier_container_in_a_pod_that_has_none() -> None:
+    """A trainer that ends is another pod: its containers are never started again."""
+    (trainer,) = [pod for pod in pods(build("base")) if pod.component == "trainer"]
+    assert trainer.spec["restartPolicy"] == "Never"
+    page = (ROOT / "docs" / "operations.md").read_text()
+    restarts = page.partition("### TrainerRestarts\n")[2].partition("\n### ")[0]
+    assert "--previous" not in restarts
+    (selector,) = re.findall(r"get pods -l (\S+)=(\S+)", restarts)
+    assert trainer.labels[selector[0]] == selector[1]
+
+
+def test_removing_one_run_leaves_what_other_runs_use() -> None:
+    """A delete of the whole overlay would take the cluster's own objects, too."""
+    of_the_cluster = [m for m in build("base") if "namespace" not in m["metadata"]]
+    assert {m["kind"] for m in of_the_cluster} == {"Namespace", "PriorityClass"}
+    assert not re.search(r"kubectl [^&\n]*delete [^&\n]*(-k|--kustomize)\b", PAGE)
+    removal = PAGE.partition("## Remove\n")[2].partition("\n## ")[0]
+    assert "    kubectl delete namespace dapod\n" in removal
+    (last,) = re.findall(r"kubectl delete priorityclass (.+)", removal)
+    shared = of_kind(build("base"), "PriorityClass")
+    assert set(last.split()) == {m["metadata"]["name"] for m in shared}
+
+
+def test_every_priority_class_in_a_command_exists() -> None:
+    classes = {c["metadata"]["name"] for c in of_kind(build("base"), "PriorityClass")}
+    commands = re.findall(r"kubectl delete priorityclass((?: [a-z-]+)+)", PAGE)
+    assert commands and {name for names in commands for name in names.split()} <= classes
 
 
 def test_the_pod_on_the_page_is_let_in_and_finds_the_volumes_node() -> None:

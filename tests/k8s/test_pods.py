@@ -98,7 +98,14 @@ def test_every_container_asks_for_memory_and_is_limited_in_it(manifests: Manifes
 def test_the_demo_fits_the_machine_that_the_docs_name() -> None:
     requests = [c["resources"]["requests"] for p in pods(build("cpu-demo")) for c in p.containers]
     assert sum(int(one["cpu"].removesuffix("m")) for one in requests) <= 1000
+    # Of 12: the node's own pods have the rest.
     assert sum(mebibytes(one["memory"]) for one in requests) <= 11 * 1024
+
+
+def test_the_demos_conversion_is_given_the_memory_it_takes() -> None:
+    (model,) = [pod for pod in pods(build("cpu-demo")) if pod.component == "model"]
+    measured = 1565  # MiB, resident, at most
+    assert mebibytes(model.containers[0]["resources"]["requests"]["memory"]) > 1.1 * measured
 
 
 def test_what_is_written_to_shared_memory_fits_the_containers_memory(manifests: Manifests) -> None:
@@ -120,6 +127,17 @@ def test_images_are_pinned_and_ours_are_of_this_version(manifests: Manifests) ->
             if name.startswith("dapod-"):
                 assert name.removeprefix("dapod-") in SERVICES
                 assert tag.partition("-")[0] == version[1], container["image"]
+
+
+def test_process_1_of_our_images_is_their_init_which_passes_sigterm_on(
+    manifests: Manifests,
+) -> None:
+    """`command` would replace it (it is all of the ENTRYPOINT: tests/containers); `args` do not.
+    Python as process 1 ignores SIGTERM, and the pod would end at the end of its grace period."""
+    for pod in pods(manifests):
+        for container in pod.all_containers:
+            if container["image"].startswith("dapod-"):
+                assert "command" not in container, f"{pod.owner}: {container['name']}"
 
 
 def test_every_running_container_is_probed(manifests: Manifests) -> None:
@@ -208,6 +226,14 @@ def test_every_pod_has_a_priority_class_that_exists(manifests: Manifests) -> Non
     values = [classes[f"dapod-{name}"]["value"] for name in ("state", "trainer", "rollout")]
     assert values == sorted(values, reverse=True)
     assert all(c["preemptionPolicy"] == "Never" for c in classes.values())
+
+
+def test_a_pod_that_waits_for_a_node_makes_the_cluster_autoscaler_add_one(
+    manifests: Manifests,
+) -> None:
+    for priority in of_kind(manifests, "PriorityClass"):
+        # The default of its --expendable-pods-priority-cutoff: pods below it do not count.
+        assert priority["value"] >= -10, priority["metadata"]["name"]
 
 
 def test_only_the_trainer_mounts_the_volume_with_pickle(manifests: Manifests) -> None:

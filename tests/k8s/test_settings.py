@@ -198,7 +198,7 @@ def test_the_demo_fetches_the_model_that_its_config_names(
     manifests = build("cpu-demo")
     run = run_config(manifests, tmp_path_factory)
     (container,) = named(manifests, "Job", "model")["spec"]["template"]["spec"]["containers"]
-    assert container["command"][-1] == f"--dir=/dapod/models/{run.model.path.rpartition('/')[2]}"
+    assert container["args"][-1] == f"--dir=/dapod/models/{run.model.path.rpartition('/')[2]}"
 
 
 def valkey_settings(manifests: Manifests) -> dict[str, str]:

@@ -141,10 +141,9 @@ def test_without_the_certificate_it_was_told_of_it_ends_with_one_sentence(start,
     ("name", "sentence"),
     [
         (
-            "integr",
-            "dapod: data.verifier = 'integr' is not a verifier; use one of dapo_math, "
-            "dapo_math:boxed, gsm8k, integer, math_verify, python:<module>:<function>, "
-            "reasoning_gym:<dataset>",
+            "reasoning_gym:chain_sun",
+            "dapod: data.verifier = 'reasoning_gym:chain_sun': reasoning-gym has no data set "
+            "'chain_sun'; use chain_sum or decimal_chain_sum",
         ),
         (
             "python:nowhere:judge",

@@ -129,10 +129,11 @@ def test_a_worker_killed_from_outside_is_an_outcome(process):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("integr", "'integr' is not a verifier; use one of dapo_math, dapo_math:boxed, gsm8k, "),
+        ("integr", "'integr' is not a verifier; use one of dapo_math, .*gsm8k, integer, "),
         ("integer:3", "'integer:3' is not a verifier"),
+        ("dapo_math:box", "'dapo_math:box' is not a verifier; use one of .*dapo_math:boxed, gsm8k"),
         ("python", "'python' is not a verifier; use one of .*python:<module>:<function>"),
-        ("python:os", "'python:os' is incomplete; write python:<module>:<function>"),
+        ("python:os", "'python:os' is not a verifier; use one of .*python:<module>:<function>"),
         ("python:os:nope", "'python:os:nope': module 'os' has no function 'nope'"),
         ("python:os:name", "'python:os:name': module 'os' has no function 'name'"),
         ("python:no_such:f", "'python:no_such:f': importing 'no_such' failed with ModuleNotFound"),

@@ -169,6 +169,7 @@ class BufferDouble(buffer_pb2_grpc.BufferServiceServicer):
         )
 
     async def RenewLeases(self, request, context):  # type: ignore[no-untyped-def]
+        self._hear(request.worker)
         self.renewed += request.lease_ids
         return buffer_pb2.RenewLeasesResponse(
             lost_lease_ids=[lease for lease in request.lease_ids if lease in self.lost]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +15,12 @@ from dapod.config import RunConfig
 from services.rollout.settings import engine_arguments, engine_seed, set_environment
 
 ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.toml"
 
 
 @pytest.fixture
 def config() -> RunConfig:
-    return configuration.load(ROOT / "configs" / "quickstart.toml", ["rollout.threads=2"])
+    return configuration.load(QUICKSTART, ["rollout.threads=2"])
 
 
 def test_a_cpu_engine_needs_no_compiler_and_no_network(config: RunConfig) -> None:
@@ -49,6 +54,52 @@ def test_sizes_follow_from_the_run(config: RunConfig) -> None:
     assert arguments["max_num_seqs"] == 8 * 8
     assert arguments["kv_cache_memory_bytes"] == 2**29
     assert arguments["logprobs_mode"] == "processed_logprobs"
+
+
+@pytest.mark.parametrize(
+    ("changes", "cpu", "tokens"),
+    [
+        ([], True, 2048),
+        ([], False, 64 * 80),  # no more than the rollouts in flight ever hold
+        (["rollout.groups_in_flight=16"], False, 8192),
+        (["algorithm.group_size=512"], True, 4096),
+        (["algorithm.group_size=512"], False, 8192),
+        (["algorithm.group_size=512", "rollout.groups_in_flight=32"], False, 32 * 512),
+        (["algorithm.group_size=2", "rollout.groups_in_flight=1"], True, 160),
+    ],
+)
+def test_a_pass_has_room_for_a_token_of_every_rollout(
+    changes: list[str], cpu: bool, tokens: int
+) -> None:
+    config = configuration.load(QUICKSTART, changes)
+    arguments = engine_arguments(config, model=Path("m"), worker_id="a", cpu=cpu)
+    assert arguments["max_num_batched_tokens"] == tokens
+    assert tokens >= arguments["max_num_seqs"]
+
+
+def test_vllm_takes_more_rollouts_in_flight_than_its_default_tokens(tmp_path: Path) -> None:
+    described = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "vocab_size": 64,
+        "max_position_embeddings": 256,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    program = Path(__file__).with_name("engine_config.py")
+    done = subprocess.run(
+        [sys.executable, program, QUICKSTART, tmp_path, "algorithm.group_size=512"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said == {"cpu": [8 * 512, 4096], "gpu": [8 * 512, 8192]}
 
 
 def test_two_pods_and_two_seeds_draw_different_numbers() -> None:

@@ -138,8 +138,12 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
         self.policies: list[PolicyVersion] = []
         """All that were committed, in order, replays included."""
         self.fetched: list[str] = []
+        self.refuses_resume = ""
+        """Why; nothing when it does not."""
         self.evaluations: list[pb.Evaluation] = []
         """That have ended."""
+        self.results_per_fetch = 3
+        """How many of an evaluation's results fit a message."""
         self.evaluating = ""
         """What is open, in words."""
 
@@ -167,6 +171,8 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
 
     @answering
     def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeResponse:
+        if self.refuses_resume:
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, self.refuses_resume)
         policy = policy_from_proto(request.policy)
         ledger = tuple(entry_from_proto(entry) for entry in request.ledger)
         with self._lock:
@@ -231,11 +237,18 @@ class ScriptedBuffer(buffer_pb2_grpc.BufferServiceServicer):
     ) -> pb.FetchEvaluationsResponse:
         known = {policy_from_proto(policy) for policy in request.evaluated}
         news = [e for e in self.evaluations if policy_from_proto(e.policy) not in known]
-        return pb.FetchEvaluationsResponse(
+        reply = pb.FetchEvaluationsResponse(
             evaluation=news[0] if news else None,
             open=int(bool(self.evaluating)),
             waiting_for=self.evaluating,
         )
+        if news:
+            left = [one for one in news[0].results if one.problem >= request.first_problem]
+            if len(left) > self.results_per_fetch:
+                reply.next_problem = left[self.results_per_fetch].problem
+            del reply.evaluation.results[:]
+            reply.evaluation.results.extend(left[: self.results_per_fetch])
+        return reply
 
     @answering
     def Checkpointed(

@@ -1,8 +1,9 @@
 """One step that is hard on normalisers, trained under any option of the loss and any cut.
 
 Two updates of two prompts: rollouts of 1 to 64 tokens, unjudged ones, truncated ones, a prompt of
-which all are truncated. The reference model is another model than the policy, and `old_logprobs`
-are the engine's in half of the cases: clips and the KL term count from the first update on.
+which all are truncated, and in the second update a rollout without finite log-probs. The reference
+model is another model than the policy, and `old_logprobs` are the engine's in half of the cases:
+clips and the KL term count from the first update on.
 """
 
 from __future__ import annotations
@@ -77,12 +78,14 @@ class Layout:
 
 
 def make_groups() -> list[Group]:
-    return [
+    groups = [
         make_group(
             f"0-{i}", lengths, correct=CORRECT[i], truncated=TRUNCATED[i], prompt_tokens=3 + 4 * i
         )
         for i, lengths in enumerate(LENGTHS)
     ]
+    groups[3].rollouts[2].logprobs[4] = float("nan")
+    return groups
 
 
 def case_config(model: Path, algorithm: Mapping[str, Any], layout: Layout) -> RunConfig:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,6 +101,41 @@ def test_rollouts_of_a_prompt_share_its_row_and_do_not_see_each_other():
     assert sees[3] == [0, 1, 2, 3]
     assert sees[5] == [0, 1, 2, 3, 4, 5]
     assert sees[6] == [0, 1, 2, 3, 6]
+
+
+def test_without_a_rollout_its_row_keeps_the_others_and_the_prompt():
+    one = make_group("a", [3, 2, 4], correct=[True, False, False], prompt_tokens=4)
+    other = make_group("b", [2, 2], correct=[True, False], prompt_tokens=4)
+    rows, batch = micro_batch(one, other)
+    assert [row.group_id for row in rows] == ["a", "b"]
+    # prompt 0-3, then two tokens of the first rollout, one of the second and three of the third
+    assert batch.segments.tolist() == [[0] * 4 + [1, 1, 2, 3, 3, 3], [0] * 4 + [4, 5] + [0] * 4]
+    assert batch.places.tolist() == [-1, 0, 1, 2, 0, 1]
+    assert batch.rollouts.tolist() == [1] * 3 + [2] * 2 + [3] * 4 + [4] * 2 + [5] * 2
+    gone = batch.having((batch.rollouts == 2) | (batch.rollouts >= 4))
+    assert gone.tolist() == [False, False, True, False, True, True]
+    left = batch.without(gone)
+    kept = [True] * 6 + [False] + [True] * 3
+    assert (left.input_ids[0] == batch.input_ids[0]).tolist() == kept
+    assert left.input_ids[1].tolist() == [0] * 10
+    assert (left.weights > 0).tolist() == [True] * 3 + [False] * 2 + [True] * 4 + [False] * 4
+    assert left.rollout_logprobs[9:].tolist() == [0.0] * 4
+
+
+def test_alone_every_row_has_one_rollout_with_its_prompt():
+    one = make_group("a", [3, 2, 4], correct=[True, False, False], prompt_tokens=4)
+    other = make_group("b", [2, 2], correct=[True, False], prompt_tokens=4)
+    _, batch = micro_batch(one, other)
+    last = batch.alone(2)
+    assert last.having(last.weights > 0).tolist() == [False, False, False, True, False, False]
+    assert last.input_ids[0, 4:7].tolist() == [0, 0, 0] and last.input_ids[1].tolist() == [0] * 10
+    assert last.input_ids[0, 7:].tolist() == batch.input_ids[0, 7:].tolist()
+
+
+def test_a_micro_batch_without_rows_has_no_rollout_to_drop():
+    batch = assemble([], {}, {}, {})
+    assert batch.having(torch.tensor([True])).tolist() == [False]
+    assert batch.alone(0).input_ids.tolist() == [[0]]
 
 
 def test_long_rollouts_do_without_a_mask():

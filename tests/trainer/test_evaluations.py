@@ -116,6 +116,31 @@ def test_what_has_ended_is_written_once_and_what_is_open_is_told(buffer, start, 
     assert written(tmp_path) == [(0, "l1"), (2, "l1")]
 
 
+def test_results_that_come_in_pages_are_one_row(buffer, start, tmp_path):
+    buffer.evaluations = [evaluation(0, *[[RIGHT, WRONG]] * 7, [WRONG, WRONG], of=9)]
+    log = start(0)
+    log.collect()
+    (values,) = log._log.rows()
+    assert (values["problems"], values["problems_done"], values["avg_at_k"]) == (9, 8, 7 / 16)
+
+
+def test_results_that_are_superseded_between_two_pages_are_not_mixed(buffer, start, tmp_path):
+    """Only another trainer's start does that: this one ends, and would be refused anyway."""
+    buffer.evaluations = [evaluation(2, *[[RIGHT, WRONG]] * 7)]
+    log = start(2)
+    fetch = log._source._stub.FetchEvaluations
+
+    def superseded_after(request, timeout):
+        reply = fetch(request, timeout=timeout)
+        buffer.evaluations = [evaluation(2, *[[RIGHT, RIGHT]] * 7, lineage="l2")]
+        return reply
+
+    log._source._stub.FetchEvaluations = superseded_after
+    with pytest.raises(ValueError, match="the results of v2-l1 were freed while"):
+        log.collect()
+    assert not written(tmp_path)
+
+
 def test_a_resume_keeps_the_rows_up_to_its_checkpoint_and_sets_the_others_aside(
     buffer, start, tmp_path
 ):

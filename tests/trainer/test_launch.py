@@ -1,17 +1,24 @@
 """What is refused before torch is loaded, and the statuses the launcher passes on."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from services.trainer.launch import _status
+from dapod.environment import Environment
+from dapod.model_files import model_bytes
+from dapod.service import build
+from services.trainer.checkpoint import KEEP, MODELS_PER_CHECKPOINT
+from services.trainer.launch import _status, check
 from tests.trainer.harness import make_config, write_config
 
 REPOSITORY = Path(__file__).parents[2]
+Usage = namedtuple("Usage", "total used free")
 
 
 def start(tmp_path, config, **extra):
@@ -78,6 +85,58 @@ def test_ranks_that_cannot_be_shared_out_to_the_nodes_are_refused(tmp_path, tiny
     config = make_config(tiny_model, trainer={"ranks": 3})
     given = {"DAPOD_TRAINER_NODES": "2", "DAPOD_TRAINER_MASTER": "127.0.0.1:29500"}
     assert_refused(start(tmp_path, config, **given), "trainer.ranks (3)", "2 nodes")
+
+
+def a_disk_of(size, directory, monkeypatch):
+    """Where nothing lies but what is in `directory`."""
+
+    def usage(_):
+        used = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+        return Usage(size, used, size - used)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+
+
+def left_by_a_kill(run_dir, size):
+    """Half a checkpoint and half a policy of a model of `size` bytes: holes, no bytes."""
+    for place, models in (
+        (run_dir / "checkpoints" / ".step-00000004.tmp", MODELS_PER_CHECKPOINT),
+        (run_dir / "policies" / ".v4-0a1b2c3d.tmp", 1),
+    ):
+        place.mkdir(parents=True)
+        (place / "half").touch()
+        os.truncate(place / "half", models * size)
+        yield place
+
+
+def trainer_in(tmp_path, config, **extra):
+    variables = {
+        "DAPOD_CONFIG": str(write_config(config, tmp_path / "run.toml")),
+        "DAPOD_RUN_DIR": str(tmp_path / "run"),
+        "DAPOD_BUFFER_ADDRESS": "127.0.0.1:1",
+        "DAPOD_OPS_PORT": "0",
+        **extra,
+    }
+    return build("trainer", Environment(variables=variables))
+
+
+def test_what_a_kill_left_of_a_checkpoint_and_of_a_policy_takes_no_room(
+    tmp_path, tiny_model, monkeypatch
+):
+    """A restart that is refused fails a Kubernetes Job for good."""
+    size = model_bytes(tiny_model)
+    left = list(left_by_a_kill(tmp_path / "run", size))
+    a_disk_of((KEEP + 1) * MODELS_PER_CHECKPOINT * size, tmp_path / "run", monkeypatch)
+    check(trainer_in(tmp_path, make_config(tiny_model)))
+    assert not any(place.exists() for place in left)
+
+
+def test_only_the_first_node_removes_what_is_half_written(tmp_path, tiny_model):
+    left = list(left_by_a_kill(tmp_path / "run", 1))
+    nodes = {"DAPOD_TRAINER_NODES": "2", "DAPOD_TRAINER_MASTER": "127.0.0.1:29500"}
+    config = make_config(tiny_model, trainer={"ranks": 2})
+    check(trainer_in(tmp_path, config, DAPOD_TRAINER_NODE="1", **nodes))
+    assert all(place.exists() for place in left)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from contextlib import suppress
 import grpc
 import pytest
 
+from dapod.config import ConfigError
 from dapod.health import Health
 from dapod.heartbeat import Heartbeat
 from dapod.rpc import channel
@@ -22,11 +23,11 @@ GROUPS = [make_group(f"0-{i}", [2, 3], correct=[True, False]) for i in range(7)]
 POLICY = PolicyVersion(number=0, lineage="0a1b2c3d")
 
 
-def connect(buffer, *, stop=None, health=None):
+def connect(buffer, *, stop=None, health=None, policy=POLICY):
     stub = BufferServiceStub(channel(buffer.address))
     identity = RunIdentity(run_id="tiny", config_digest="d")
     source = Source(stub, identity, health or Health(), stop or threading.Event())
-    source.resume(POLICY, [])
+    source.resume(policy, [])
     return source
 
 
@@ -52,6 +53,25 @@ def test_a_plan_whose_digest_does_not_match_is_refused():
     plan.digest = "0" * 40
     with ScriptedBuffer([plan], {}) as buffer, pytest.raises(ValueError, match="digest"):
         connect(buffer).poll(0)
+
+
+def test_a_start_that_the_buffer_refuses_is_one_sentence_for_the_user():
+    with ScriptedBuffer([], {}) as buffer:
+        buffer.refuses_resume = "run.config_digest: this buffer serves 'a', not 'd'"
+        with pytest.raises(ConfigError) as refused:
+            connect(buffer)
+    assert str(refused.value) == (
+        "the buffer refuses this trainer: run.config_digest: this buffer serves 'a', not 'd'"
+    )
+
+
+def test_a_trainer_that_another_one_has_followed_is_no_mistake_of_the_users():
+    """With exit status 2 it would end the Job of the other."""
+    with ScriptedBuffer([], {}) as buffer:
+        source = connect(buffer)
+        connect(buffer, policy=PolicyVersion(number=0, lineage="ffffffff"))
+        with pytest.raises(grpc.RpcError, match="is not the current one"):
+            source.poll(0)
 
 
 def test_waiting_says_for_what_and_stops_at_once_when_told():

@@ -2,13 +2,15 @@
 
 import itertools
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dapod.algorithm import group_advantages, importance_weight, token_objective
 from dapod.heartbeat import Heartbeat
-from services.trainer.cut import SHARED_ROW_TOKENS
+from services.trainer.cut import SHARED_ROW_TOKENS, cut, updates
 from services.trainer.policy import UpdateSkipped
 from tests.trainer.doubles import make_group, make_plan
 from tests.trainer.harness import (
@@ -178,32 +180,81 @@ def test_the_temperature_divides_the_logits(tiny_model, ranks, groups):
     assert train_step(hot, ranks, plan, groups).step.entropy_nats > warm.entropy_nats
 
 
-def test_a_rollout_without_finite_logprobs_is_dropped_and_counted(tiny_model, ranks, tmp_path):
-    import shutil
+BROKEN_TOKEN = 63
 
-    from safetensors.torch import load_file, save_file
 
-    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+@pytest.fixture(scope="module")
+def broken_model(tiny_model, tmp_path_factory):
+    """A model that answers NaN to whatever token 63 stands before."""
+    broken = shutil.copytree(tiny_model, tmp_path_factory.mktemp("nan") / "model")
     tensors = load_file(broken / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    tensors["model.embed_tokens.weight"][63] = float("nan")
+    tensors["model.embed_tokens.weight"][BROKEN_TOKEN] = float("nan")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     settings = (broken / "config.json").read_text()
     (broken / "config.json").write_text(
         settings.replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
     )
+    return broken
+
+
+def sound_group(group_id, lengths):
+    correct = [True] + [False] * (len(lengths) - 1)
+    return make_group(group_id, lengths, correct=correct, vocabulary=BROKEN_TOKEN)
+
+
+def test_a_rollout_without_finite_logprobs_is_dropped_and_counted(broken_model, ranks):
     config = make_config(
-        broken,
+        broken_model,
         sampling={"max_prompt_tokens": 16, "max_response_tokens": 4096},
         algorithm={"prompts_per_step": 1, "prompts_per_update": 1},
         trainer={"tokens_per_micro_batch": 8192},
     )
-    lengths = [6, 6, 2 * SHARED_ROW_TOKENS]
-    group = make_group("a", lengths, correct=[True, False, False], vocabulary=63)
-    group.rollouts[2].token_ids[2] = 63
+    group = sound_group("a", [6, 6, 2 * SHARED_ROW_TOKENS])
+    group.rollouts[2].token_ids[2] = BROKEN_TOKEN
     result = train_step(config, ranks, make_plan(0, [group], 1), [group])
     assert result.step.rollouts_dropped == 1
     assert result.step.tokens_trained == 12
+    assert all(torch.isfinite(g).all() for g in result.gradients[0].values())
+
+
+def broken_by_the_model(group, index):
+    group.rollouts[index].token_ids[2] = BROKEN_TOKEN
+
+
+def broken_by_the_engine(group, index):
+    group.rollouts[index].logprobs[2] = float("nan")
+
+
+@pytest.mark.parametrize("breaks", [broken_by_the_model, broken_by_the_engine])
+@pytest.mark.parametrize("old_logprobs", ["recompute", "rollout"])
+def test_of_a_shared_row_only_the_broken_rollouts_are_dropped(
+    broken_model, ranks, breaks, old_logprobs
+):
+    algorithm = {"prompts_per_update": 1, "kl_coefficient": 0.1, "old_logprobs": old_logprobs}
+    config = make_config(broken_model, algorithm=algorithm)
+    groups = [sound_group(f"0-{i}", lengths) for i, lengths in enumerate(([6, 5, 4, 7], [9, 3, 8]))]
+    for group, index in ((groups[0], 1), (groups[0], 3), (groups[1], 0)):
+        breaks(group, index)
+    plan = make_plan(0, groups, 1)
+    alone = [
+        cut(update, ranks=1, tokens_per_micro_batch=128, shared_row_tokens=0)[0]
+        for update in updates(plan)
+    ]
+    shared, single = (train_step(config, ranks, plan, groups, cut=c) for c in (None, alone))
+    assert shared.step.rollouts_dropped == single.step.rollouts_dropped == 3
+    assert shared.step.tokens_trained == single.step.tokens_trained == 6 + 4 + 3 + 8
+    assert all(math.isfinite(value) for value in described(shared.step).values())
+    for one, other in zip(shared.gradients, single.gradients, strict=True):
+        assert relative_error(one, other) < 1e-5
+
+
+def test_a_broken_prompt_drops_its_rollouts_and_leaves_the_other_prompts(broken_model, ranks):
+    config = make_config(broken_model, algorithm={"prompts_per_update": 2})
+    groups = [sound_group("0-0", [6, 5]), sound_group("0-1", [9, 3])]
+    groups[0].prompt_token_ids[1] = BROKEN_TOKEN
+    result = train_step(config, ranks, make_plan(0, groups, 2), groups)
+    assert (result.step.rollouts_dropped, result.step.tokens_trained) == (2, 12)
     assert all(torch.isfinite(g).all() for g in result.gradients[0].values())
 
 
@@ -212,7 +263,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_not_a_skipped_update(tiny_mod
     weight = next(iter(result.policy.module.parameters()))
     loss = (weight.float() * float("inf")).sum() * 0.0
     result.policy.backward(loss, last=True)
-    with pytest.raises(UpdateSkipped, match="not finite"):
+    with pytest.raises(UpdateSkipped, match=r"not finite.* start a new run .*policies/v<N>"):
         result.policy.update(1e-3)
 
 

@@ -49,16 +49,16 @@ def evaluate(flags: Flags, arguments: Sequence[str], modules: Mapping[str, str] 
     output.check()
     _check_disk(request, problems)
     with locked(output.path, "evaluate") as lock:
-        records = output.open(_about(request))
+        records = output.open(_about(request, problems))
         _log_to(output.logs / "evaluate.log")
         specs = _specs(request, problems, output, len(records), modules)
         status = _ask(request, problems, output, records, specs, lock, arguments)
     if status:
         return status
     tally = _tally(request, output.records())
-    report.write_summary(output, _about(request), tally)
+    report.write_summary(output, _about(request, problems), tally)
     print()
-    print(*report.lines(output, tally), sep="\n", flush=True)
+    print(*report.lines(output, tally, problems.data_set.counts), sep="\n", flush=True)
     return 0
 
 
@@ -83,7 +83,7 @@ def _ask(
     again = f"go on with: dapod evaluate {shlex.join(arguments)}"
     try:
         progress.say(_headline(request, output, len(done), len(problems.rows)))
-        progress.say(f"data {problems.origin}")
+        progress.say(f"data {problems.data_set}")
         stopped = EvaluationRunner(
             RunnerParts(
                 specs=specs,
@@ -127,7 +127,8 @@ def _specs(
 ) -> list[ServiceSpec]:
     """Writes down what the services are told."""
     run = request.config.as_run(max_prompt_tokens=problems.max_prompt_tokens)
-    output.services_config.write_text(tomli_w.dumps(run.model_dump(mode="json", exclude_none=True)))
+    text = tomli_w.dumps(run.model_dump(mode="json", exclude_none=True))
+    output.services_config.write_text(text, encoding="utf-8")
     return services(
         modules,
         config_file=output.services_config,
@@ -148,11 +149,12 @@ def _headline(request: Request, output: Output, done: int, total: int) -> str:
     )
 
 
-def _about(request: Request) -> Mapping[str, Any]:
+def _about(request: Request, problems: Problems) -> Mapping[str, Any]:
     """What is evaluated, for people."""
     return {
         "model": str(request.model.directory),
         "config": request.config.model_dump(mode="json"),
+        "data": str(problems.data_set),
     }
 
 

@@ -1,6 +1,7 @@
 """The problems of an evaluation: the rows of the data set, tokenised for the model.
 
 Each problem once, however often its row is repeated: of AIME-2024 as published 30 remain of 960.
+What the context cannot hold together with a response is refused or filtered, by data.long_prompts.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dapod.cli.evaluate.model_choice import ChosenModel
-from dapod.config import ConfigError, EvalConfig
-from dapod.dataset import read_data
+from dapod.config import EvalConfig
+from dapod.dataset import DataSet
+from dapod.dataset.tokenised import PromptLimit, TokenisedDataSet, tokenise
 from dapod.model_files import context_tokens
-from dapod.prompt_tokens import PromptTokenizer
 from dapod.types import TokenIds
 
 
@@ -33,10 +34,13 @@ class Problems:
     """All of them."""
 
     rows: Sequence[Problem]
-    digest: str
-    """Of messages and keys: another data set under the same name is seen."""
-    origin: str
-    """Where they are from, and what became of the rows, in words."""
+    data_set: DataSet
+    """Where they are from, and what became of the rows."""
+
+    @property
+    def digest(self) -> str:
+        """Of messages and keys: another data set under the same name is seen."""
+        return self.data_set.digest()
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -45,33 +49,32 @@ class Problems:
 
 def read_problems(config: EvalConfig, model: ChosenModel) -> Problems:
     """Raises `ConfigError` for rows that cannot be asked."""
-    data_set = read_data(config.data)
-    token_ids = PromptTokenizer(model.directory, chat=config.data.chat).encode(
-        [row.messages for row in data_set.rows]
-    )
-    problems = Problems(
+    tokenised = _that_fit(tokenise(config.data, model.directory), config, model)
+    rows = zip(tokenised.data_set.rows, tokenised.token_ids, strict=True)
+    return Problems(
         rows=[
             Problem(number=number, message=row.message, answer=row.answer, prompt_token_ids=ids)
-            for number, (row, ids) in enumerate(zip(data_set.rows, token_ids, strict=True))
+            for number, (row, ids) in enumerate(rows)
         ],
-        digest=data_set.digest(),
-        origin=str(data_set),
+        data_set=tokenised.data_set,
     )
-    _check(problems, config, model)
-    return problems
 
 
-def _check(problems: Problems, config: EvalConfig, model: ChosenModel) -> None:
-    for problem in problems.rows:
-        if not problem.answer.strip():
-            raise ConfigError(f"data.path: row {problem.number + 1} has an empty answer")
-        if not len(problem.prompt_token_ids):
-            raise ConfigError(f"data.path: row {problem.number + 1} has an empty prompt")
-    context = context_tokens(model.directory)
-    longest, response = problems.max_prompt_tokens, config.sampling.max_response_tokens
-    if context is not None and longest + response > context:
-        raise ConfigError(
-            f"the longest prompt ({longest} tokens) with sampling.max_response_tokens = "
-            f"{response} exceeds the model's context of {context} tokens: "
-            f"lower sampling.max_response_tokens (--max-response-tokens)"
-        )
+def _that_fit(
+    tokenised: TokenisedDataSet, config: EvalConfig, model: ChosenModel
+) -> TokenisedDataSet:
+    """The context holds a prompt and the longest response."""
+    context, response = context_tokens(model.directory), config.sampling.max_response_tokens
+    if context is None:
+        return tokenised
+    limit = PromptLimit(
+        tokens=context - response,
+        name=f"what the model's context of {context} tokens leaves beside "
+        f"sampling.max_response_tokens = {response}",
+        remedy=lambda longest: (
+            f"lower that (--max-response-tokens) to {context - longest}"
+            if longest < context
+            else "choose a model with a longer context"
+        ),
+    )
+    return tokenised.within(limit, config.data.long_prompts)

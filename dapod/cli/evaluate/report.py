@@ -9,6 +9,7 @@ from typing import Any
 from dapod.cli.evaluate.output import Output
 from dapod.cli.evaluate.tally import Tally
 from dapod.cli.service_progress import duration
+from dapod.dataset import Counts
 
 
 def write_summary(output: Output, about: Mapping[str, Any], tally: Tally) -> None:
@@ -17,9 +18,16 @@ def write_summary(output: Output, about: Mapping[str, Any], tally: Tally) -> Non
     output.summary_file.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n")
 
 
-def lines(output: Output, tally: Tally) -> list[str]:
+def lines(output: Output, tally: Tally, rows: Counts) -> list[str]:
     """The metrics, what they stand on, and where it lies."""
-    return [*_table(tally), "", *_counts(tally), *_not_judged(tally), *_files(output)]
+    return [
+        *_table(tally),
+        "",
+        *_counts(tally),
+        *_not_judged(tally),
+        *_not_asked(rows),
+        *_files(output),
+    ]
 
 
 def _table(tally: Tally) -> list[str]:
@@ -61,6 +69,16 @@ def _not_judged(tally: Tally) -> list[str]:
             f"problems without a judged answer, in no metric: {_numbers(tally.unjudged_problems)}"
         )
     return said
+
+
+def _not_asked(rows: Counts) -> list[str]:
+    """A result without the longest problems is not the data set's."""
+    if not rows.filtered:
+        return []
+    return [
+        f"NOT ASKED: {rows.filtered} of {rows.filtered + rows.kept} problems, too long for the "
+        f'model\'s context (data.long_prompts = "filter")'
+    ]
 
 
 def _numbers(problems: list[int], most: int = 20) -> str:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dapod.cli.fleet import DEFAULTS, LOOPBACK, ServiceSpec, ports, without_redis
+from dapod.cli.fleet import DEFAULTS, LOOPBACK, ServiceSpec, without_redis
 from dapod.cli.guard import python_path
-from dapod.cli.ports import free_ports
+from dapod.cli.ports import choose
 
 MODULES = {"reward": "services.reward", "engine": "services.rollout.serve"}
 """Python modules by name."""
@@ -24,9 +24,8 @@ def services(
 ) -> list[ServiceSpec]:
     """In starting order. Raises `ConfigError` for a port in use."""
     names = list(modules)
-    free = iter(free_ports(2 * len(names)))
-    grpc = ports("DAPOD_GRPC_PORT", names, environment, free)
-    ops = ports("DAPOD_OPS_PORT", names, environment, free)
+    ports, _ = choose({"DAPOD_GRPC_PORT": names, "DAPOD_OPS_PORT": names}, environment)
+    grpc, ops = ports["DAPOD_GRPC_PORT"], ports["DAPOD_OPS_PORT"]
     shared = {
         **DEFAULTS,
         **without_redis(environment),

@@ -91,16 +91,33 @@ local function requeue(id)
   place(id, QUEUED, tonumber(redis.call('HGET', group(id), 'q') or 0), 'queued')
 end
 
+-- Of a dropped group only its identity stays, with the attempt that decided it.
+local function drop(id, why)
+  leave(id)
+  redis.call('ZADD', dropped(why), redis.call('HGET', group(id), 'attempt'), id)
+  redis.call('DEL', group(id))
+end
+
+-- A prompt that no pod can finish, or that even ends pods, would be leased for ever, first of all.
+local LEASES_IN_VAIN = 8
+
 -- A lease that ends without a result gives its slot back, in the step's allowance too.
-local function end_lease(id, total)
-  requeue(id)
+local function end_lease(id, total, in_vain)
   count(total, 1)
+  if in_vain and redis.call('HINCRBY', group(id), 'in_vain', 1) >= LEASES_IN_VAIN then
+    drop(id, 'failed')
+    count('total.failed', 1)
+    count('total.given_up', 1)
+    count('stat.groups_failed', 1)
+    return
+  end
+  requeue(id)
   if number('leases_this_step') > 0 then count('leases_this_step', -1) end
 end
 
 local function expire_leases()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASED, '-inf', NOW)) do
-    end_lease(id, 'total.leases_expired')
+    end_lease(id, 'total.leases_expired', true)
   end
 end
 

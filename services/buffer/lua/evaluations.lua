@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Frees the results that the trainer has (args.evaluated) and returns those of one evaluation that it has
--- not: {open evaluations, what they wait for, number, lineage, problems, reason, ms, {problem, result, ...}}.
+-- not: {open evaluations, what they wait for, number, lineage, problems, reason, ms, {result, ...}, next}.
 sweep()
 for _, one in ipairs(args.evaluated) do
   if redis.call('EXISTS', evaluation(string.format('v%.0f-%s', one[1], one[2]))) == 1
@@ -18,6 +18,19 @@ local function waiting_for()
     redis.call('ZCARD', key .. ':leased'), redis.call('HLEN', SEATS))
 end
 
+-- The results from args.first_problem on that fit args.max_bytes, at least one; and the problem to go on with,
+-- or nothing.
+local function page(key, problems)
+  local results, size = {}, 0
+  for problem = args.first_problem, problems - 1 do
+    local result = redis.call('HGET', key .. ':done', problem)
+    size = size + #(result or '')
+    if #results > 0 and size > args.max_bytes then return results, problem end
+    if result then results[#results + 1] = result end
+  end
+  return results
+end
+
 local reply = { redis.call('ZCARD', EVALUATIONS), waiting_for() }
 for _, label in ipairs(redis.call('ZRANGE', EVALUATED, 0, -1)) do
   local key = evaluation(label)
@@ -25,7 +38,7 @@ for _, label in ipairs(redis.call('ZRANGE', EVALUATED, 0, -1)) do
   if there[1] then
     for i = 1, 4 do reply[2 + i] = there[i] end
     reply[7] = string.format('%.0f', there[5] and there[6] - there[5] or 0)
-    reply[8] = redis.call('HGETALL', key .. ':done')
+    reply[8], reply[9] = page(key, tonumber(there[3]))
     return reply
   end
 end

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Requeues the prompts of leases still open; returns how many.
+-- Requeues the prompts of leases still open; returns how many were.
 sweep()
 local returned = 0
 for i, id in ipairs(args.ids) do
@@ -10,7 +10,7 @@ for i, id in ipairs(args.ids) do
     count('total.leases_returned', 1)
     returned = returned + 1
   elseif there[1] == 'leased' and tonumber(there[2]) == args.attempts[i] then
-    end_lease(id, 'total.leases_returned')
+    end_lease(id, 'total.leases_returned', args.in_vain)
     returned = returned + 1
   end
 end

@@ -1,6 +1,6 @@
 #!lua
 -- Closes a lease with its result; what the group is and whether it is kept (dynamic sampling,
--- section 3.2) was decided by the caller.
+-- section 3.2) was decided by the caller. Called submit_dropped for a group that is not kept.
 -- Returns the disposition, or 'unknown', or 'policy' and the policy the lease was granted for.
 -- ARGV[3] is the payload.
 local id, attempt, key = args.id, args.attempt, group(args.id)
@@ -41,14 +41,13 @@ if there[1] == 'queued' then
   count('leases_this_step', 1)
 end
 
-leave(id)
 if args.keep then
+  leave(id)
   redis.call('HSET', key, 'payload', ARGV[3], 'sha256', args.sha256, 'lengths', args.lengths,
     'prompt_tokens', args.prompt_tokens, 'disposition', args.disposition)
   make_ready(id)
 else
-  redis.call('DEL', key)
-  redis.call('ZADD', dropped(args.disposition), attempt, id)
+  drop(id, args.disposition)
 end
 count('total.' .. args.disposition, 1)
 count('stat.groups_' .. args.disposition, 1)

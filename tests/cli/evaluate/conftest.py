@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 FLAGS = ("--verifier", "integer", "--max-response-tokens", "8", "--set", "data.chat=false")
@@ -36,7 +38,8 @@ def write_model(directory: Path, weights: bytes = b"") -> None:
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text("{}")
     (directory / "config.json").write_text(json.dumps({"max_position_embeddings": 64}))
-    (directory / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}" + weights)
+    held = {"weights": np.frombuffer(weights, dtype=np.uint8)}
+    (directory / "model.safetensors").write_bytes(save(held))
 
 
 def write_run(directory: Path, rows: Path, *policies: str) -> None:

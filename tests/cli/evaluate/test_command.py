@@ -161,7 +161,9 @@ def test_an_engine_that_does_not_start_is_not_tried_again(evaluation: Evaluation
 
 def test_an_unknown_verifier_is_one_sentence(evaluation: Evaluation) -> None:
     status, _, err = evaluation.run("--verifier", "nosuch")
-    assert status == 2 and err.startswith("dapod: data.verifier = ") and err.count("\n") == 1
+    assert status == 2 and "data.verifier = 'nosuch' is not a verifier" in err
+    assert err.startswith("dapod: ") and err.count("\n") == 1
+    assert not evaluation.out.exists(), "said before anything was started"
     assert evaluation.alive() == []
 
 
@@ -189,7 +191,23 @@ def test_rows_without_the_columns_are_refused(evaluation: Evaluation) -> None:
 
 def test_a_context_too_short_is_refused(evaluation: Evaluation) -> None:
     status, _, err = evaluation.run("--max-response-tokens", "60")
-    assert status == 2 and "exceeds the model's context of 64 tokens" in err
+    assert status == 2 and "what the model's context of 64 tokens leaves beside" in err
+
+
+def test_prompts_beyond_the_context_are_left_out_when_told_so(
+    evaluation: Evaluation, rows: Path
+) -> None:
+    long = {"prompt": "what is problem " * 20 + "?", "answer": "12"}
+    rows.write_text(rows.read_text() + json.dumps(long) + "\n")
+    status, _, err = evaluation.run()
+    assert status == 2 and "1 of 10 prompts are longer than what the model's context of" in err
+    assert 'lower that (--max-response-tokens) to 3, or set data.long_prompts = "filter"' in err
+    status, out, err = evaluation.run("--set", "data.long_prompts=filter")
+    assert (status, err) == (0, ""), out
+    assert "10 rows read, 1 filtered for their length, 9 kept" in out
+    assert "NOT ASKED: 1 of 10 problems" in out and "18 answers" in out
+    summary = json.loads((evaluation.out / "summary.json").read_text())
+    assert summary["data"].endswith("10 rows read, 1 filtered for their length, 9 kept")
 
 
 def _lines(file: Path) -> list[str]:

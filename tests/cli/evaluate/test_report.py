@@ -7,6 +7,9 @@ from dapod.cli.evaluate.bar import bar, worth_a_line
 from dapod.cli.evaluate.output import Output
 from dapod.cli.evaluate.record import ProblemRecord
 from dapod.cli.evaluate.tally import Tally
+from dapod.dataset import Counts
+
+ALL_ASKED = Counts(read=2)
 
 
 def record(problem: int, *, correct: int, judged: int = 4, **changes: object) -> ProblemRecord:
@@ -33,8 +36,8 @@ def tally(*records: ProblemRecord) -> Tally:
     return Tally(records=records, samples=4, pass_at=[1, 4])
 
 
-def said(counted: Tally, tmp_path: Path) -> str:
-    return "\n".join(report.lines(Output(path=tmp_path, identity={}), counted))
+def said(counted: Tally, tmp_path: Path, rows: Counts = ALL_ASKED) -> str:
+    return "\n".join(report.lines(Output(path=tmp_path, identity={}), counted, rows))
 
 
 def test_the_metrics_stand_with_their_intervals(tmp_path: Path) -> None:
@@ -42,6 +45,13 @@ def test_the_metrics_stand_with_their_intervals(tmp_path: Path) -> None:
     assert "avg@4   0.6250  [0." in text and "pass@4  1.0000  [0." in text
     assert "maj@4   0.5000" in text and "95 % confidence, over 2 problems" in text
     assert "8 answers: 5 correct, 3 wrong" in text and "NOT JUDGED" not in text
+
+
+def test_problems_that_were_filtered_are_said_beside_the_result(tmp_path: Path) -> None:
+    counted = tally(record(0, correct=4), record(1, correct=1))
+    assert "NOT ASKED" not in said(counted, tmp_path)
+    text = said(counted, tmp_path, Counts(read=10, repeated=5, filtered=3))
+    assert "NOT ASKED: 3 of 5 problems, too long for the model's context" in text
 
 
 def test_answers_that_were_not_judged_are_said_and_not_wrong(tmp_path: Path) -> None:
