@@ -10,8 +10,8 @@ from dapod.config.presets import DEFAULT
 from dapod.config.source import ProceduralSource, Source, parse_source
 from dapod.verifier_name import VerifierName
 
-MAX_DEADLINE_SECONDS = 300.0
-"""Of one verification: it is tried twice, and one Score call has 600 s."""
+MAX_DEADLINE_SECONDS = 280.0
+"""Of one verification: it is tried twice, and one Score call has 600 s, queueing included."""
 
 
 class Section(BaseModel):

@@ -76,11 +76,11 @@ def test_no_setting_may_be_infinite_or_no_number(key, number):
 
 
 def test_a_verifiers_deadline_fits_twice_into_a_score_call():
-    assert "reward.deadline_seconds = 301: input should be less than or equal to 300" in refusal(
-        "reward.deadline_seconds=301"
+    assert "reward.deadline_seconds = 281: input should be less than or equal to 280" in refusal(
+        "reward.deadline_seconds=281"
     )
-    config = configuration.load(QUICKSTART, ["reward.deadline_seconds=300"])
-    assert config.reward.deadline_seconds == 300
+    config = configuration.load(QUICKSTART, ["reward.deadline_seconds=280"])
+    assert config.reward.deadline_seconds == 280
 
 
 def test_a_missing_file_and_broken_toml_are_one_sentence(tmp_path):

@@ -150,7 +150,7 @@ def test_a_verifier_that_loads_for_long_is_waited_for_by_its_name(start, tmp_pat
         *(
             (
                 ["--verifier", "integer", "--deadline-seconds", text],
-                f"--deadline-seconds: '{text}' is not a number above 0 and at most 300",
+                f"--deadline-seconds: '{text}' is not a number above 0 and at most 280",
             )
             for text in ("nan", "inf", "1e10", "301", "0", "soon")
         ),
