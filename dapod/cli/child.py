@@ -1,6 +1,7 @@
 """One service's process: started, watched, and killed with everything it started itself."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,6 +14,9 @@ from dapod.cli.processes import SERVICE, TOKEN, kill_all
 SENTENCE = "dapod: "
 """Begins the line in which a service says what the user must change."""
 _TAIL_BYTES = 1 << 16
+_REASON_CHARACTERS = 160
+_WARNING = re.compile(r"\w*Warning: |^\s+warnings\.warn\(")
+"""What Python's resource tracker says after the traceback, and the source line it quotes."""
 
 
 class Child:
@@ -58,12 +62,16 @@ class Child:
         self._process.wait(timeout=10)
 
     def how_it_ended(self) -> str:
-        """In words."""
+        """In words, with the last it said; one that was killed did not say why."""
         status = self.status()
         assert status is not None
-        return (
-            f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
-        )
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}"
+        said = [line for line in self.last_lines(20) if not _WARNING.search(line)]
+        last = said[-1].strip() if said else ""
+        if len(last) > _REASON_CHARACTERS:
+            last = last[:_REASON_CHARACTERS].rpartition(" ")[0] + " …"
+        return f"exit status {status}" + (f": {last}" if last else "")
 
     def last_lines(self, count: int) -> list[str]:
         """The end of what this process (not one before it) wrote."""

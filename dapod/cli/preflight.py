@@ -3,6 +3,7 @@
 Looks and connects, writes nothing. The config itself is checked where it is read.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from dapod.cli import inputs, redis_ping, run_dir
 from dapod.cli.fleet import FleetPlan, ServiceSpec, fleet
 from dapod.cli.run_dir import RunDirectory
-from dapod.config import RunConfig
+from dapod.config import ConfigError, RunConfig
 from dapod.model_files import check_disk
 from dapod.redis_url import masked
 
@@ -52,6 +53,7 @@ def prepare(request: Request) -> Prepared:
     data_set = inputs.check(config)
     run_dir.check_ranks(config, directory.path)
     check_disk(config, directory.path)
+    _check_memory(config, request.rollouts)
     if request.redis_url:
         redis_ping.check(request.redis_url)
     plan = FleetPlan(
@@ -68,3 +70,13 @@ def prepare(request: Request) -> Prepared:
         redis=redis,
         data=str(data_set),
     )
+
+
+def _check_memory(config: RunConfig, rollouts: int) -> None:
+    """An engine without room for its cache dies late, and says why in the middle of its log."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    if rollouts * config.rollout.memory_gib > memory:
+        raise ConfigError(
+            f"rollout.memory_gib = {config.rollout.memory_gib:g} for each of {rollouts} rollout(s) "
+            f"is more than the {memory:.0f} GiB of this machine: lower it"
+        )

@@ -15,6 +15,7 @@ class Progress(ServiceProgress):
     def __init__(self, *, screen: Screen, steps_total: int) -> None:
         super().__init__(screen)
         self._steps_total = steps_total
+        self._last_step = -1
 
     def services(
         self, views: Sequence[ServiceView], rows: Sequence[StepRow], now: float | None = None
@@ -25,9 +26,12 @@ class Progress(ServiceProgress):
         self.show(views, Bar(text=text, done=done, total=self._steps_total), now)
 
     def steps(self, new: Sequence[StepRow], rows: Sequence[StepRow]) -> None:
-        """Mentions finished steps."""
+        """Mentions finished steps; after a crash those since the checkpoint are there again."""
         for row in new:
-            self.say(progress_of(row, [r for r in rows if r.step <= row.step], self._steps_total))
+            until = [r for r in rows if r.step <= row.step]
+            again = row.step <= self._last_step
+            self.say(progress_of(row, until, self._steps_total, again=again))
+            self._last_step = max(self._last_step, row.step)
 
     def evaluations(self, new: Sequence[EvaluationRow]) -> None:
         """Mentions evaluations that have ended."""
@@ -35,18 +39,18 @@ class Progress(ServiceProgress):
             self.say(evaluation_of(row))
 
 
-def progress_of(row: StepRow, rows: Sequence[StepRow], total: int) -> str:
-    """One finished step; `rows` end with it."""
+def progress_of(row: StepRow, rows: Sequence[StepRow], total: int, *, again: bool = False) -> str:
+    """One finished step; `rows` end with it. For one that is trained again nothing was sampled."""
     left = time_left(rows, total)
     return "  ".join(
         [
-            f"step {row.step + 1}/{total}",
+            f"step {row.step + 1}/{total}{' again' if again else ''}",
             f"accuracy {_shown(row.accuracy, '.2f')}",
             f"informative {_shown(row.informative, '.2f')}",
             f"reward {_shown(row.reward_mean, '+.2f')}",
             f"entropy {row.entropy_nats:.2f}",
             f"staleness {row.staleness_mean:.1f}",
-            f"tokens/s {row.tokens_per_second:.0f}",
+            *([] if again else [f"tokens/s {row.tokens_per_second:.0f}"]),
             f"{row.seconds_total:.1f} s",
             *([f"~{duration(left)} left"] if left else []),
         ]
@@ -78,6 +82,9 @@ def _shown(value: float, form: str) -> str:
 
 
 def time_left(rows: Sequence[StepRow], total: int) -> float:
-    """Seconds, if the steps to come take as long as the last three did."""
-    recent = [row.seconds_total for row in rows[-3:]]
-    return (total - rows[-1].step - 1) * sum(recent) / len(recent)
+    """Seconds, if the steps to come take as long as the last three did; 0 while nobody knows.
+
+    The first step says nothing: it waited for the engine to start.
+    """
+    recent = [row.seconds_total for row in rows[1:][-3:]]
+    return (total - rows[-1].step - 1) * sum(recent) / len(recent) if recent else 0.0

@@ -23,7 +23,6 @@ from dapod.config import ConfigError
 GRACE_SECONDS = 10.0
 _STAGE_RATIO = 0.2
 _TAIL_LINES = 15
-_REASON_CHARACTERS = 100
 
 
 class TooManyRestarts(RuntimeError):
@@ -131,10 +130,7 @@ class Supervisor:
         if child.status() == 0 and name == self._may_end:
             self.ended_well = True
             return
-        last = "".join(child.last_lines(1)).strip()
-        self._schedule(
-            name, child.how_it_ended() + (f": {last[:_REASON_CHARACTERS]}" if last else "")
-        )
+        self._schedule(name, child.how_it_ended())
 
     def _schedule(self, name: str, reason: str) -> None:
         budget = self._budgets[name]

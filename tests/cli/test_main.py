@@ -117,6 +117,11 @@ def test_no_room_for_two_policies(refused: Refused, config_file: Path) -> None:
     assert "two policies take" in refused(config_file)
 
 
+def test_engines_with_more_memory_than_there_is(refused: Refused, config_file: Path) -> None:
+    sentence = refused(config_file, "--set", "rollout.memory_gib=100000", "--rollouts", 2)
+    assert "rollout.memory_gib = 100000 for each of 2 rollout(s) is more than" in sentence
+
+
 def test_an_unreachable_redis(refused: Refused, config_file: Path) -> None:
     sentence = refused(config_file, "--redis-url", "redis://me:secret@127.0.0.1:1/0")
     assert "redis://me:***@127.0.0.1:1/0: no answer to PING" in sentence

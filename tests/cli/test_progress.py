@@ -68,11 +68,30 @@ def test_a_step_is_one_line() -> None:
     )
 
 
+def test_a_step_that_is_trained_again_after_a_crash_says_so() -> None:
+    """And no tokens a second: they were sampled the first time."""
+    screen = Recorder()
+    progress = Progress(screen=screen, steps_total=4)
+    rows = [row(step=0), row(step=1)]
+    progress.steps(rows, rows)
+    progress.steps([row(step=1), row(step=2)], [*rows, row(step=2)])
+    first, second, repeated, third = screen.lines
+    assert repeated.startswith("step 2/4 again  accuracy") and "tokens/s" not in repeated
+    assert all("again" not in line and "tokens/s" in line for line in (first, second, third))
+
+
 def test_a_step_that_sampled_nothing_shows_dashes() -> None:
     nothing = float("nan")
     one = row(accuracy=nothing, reward_mean=nothing, groups_kept=0, groups_uniform=0)
     said = progress_of(one, [one], 3)
     assert "accuracy -  informative -  reward -  entropy" in said
+
+
+def test_the_first_step_tells_nothing_of_the_time_left() -> None:
+    """It waited for the engine to start."""
+    rows = [row(step=0, seconds_total=100.0), row(step=1, seconds_total=10.0)]
+    assert "left" not in progress_of(rows[0], rows[:1], 6)
+    assert time_left(rows, 6) == 40.0
 
 
 def test_the_last_step_leaves_no_time() -> None:

@@ -82,9 +82,7 @@ def test_a_killed_service_is_restarted_and_that_is_said(start) -> None:
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: run.polled(run.log("buffer").count("serving") == 2), "the second start")
     assert run.supervisor.restarts == {"buffer": 1}
-    assert run.said == [
-        "buffer ended (killed by SIGKILL: serving); restart 1 of at most 5 in 0.01 s"
-    ]
+    assert run.said == ["buffer ended (killed by SIGKILL); restart 1 of at most 5 in 0.01 s"]
 
 
 def test_what_a_dead_service_had_started_is_killed_before_its_restart(start) -> None:
@@ -116,6 +114,16 @@ def test_a_mistake_of_the_user_is_not_restarted(start) -> None:
     with pytest.raises(ConfigError, match=r"^data\.path: no such file$"):
         run.poll_until_raises()
     assert run.said == []
+
+
+def test_the_reason_is_no_warning_that_came_after_it(start) -> None:
+    tracker = "x.py:254: UserWarning: resource_tracker: There appear to be 1 leaked semaphore"
+    quoted = "  warnings.warn('resource_tracker: There appear to be %d '"
+    run = start(
+        rollout=f"print('EngineFailed: it died'); print({tracker!r}); print({quoted!r}); exit(1)"
+    )
+    with pytest.raises(TooManyRestarts, match=r"exit status 1: EngineFailed: it died"):
+        run.poll_until_raises()
 
 
 def test_exit_status_2_without_a_sentence_is_a_crash(start) -> None:
